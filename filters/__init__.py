@@ -1,0 +1,1 @@
+"""Row-local judgements of documents: language, quality, repetition."""

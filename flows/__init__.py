@@ -1,0 +1,1 @@
+"""Prefect flows, the command line, published recipes and reports."""

@@ -1,0 +1,80 @@
+"""How results look on a terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from pipelines.progress import human
+
+console = Console(highlight=False)
+TEXT_CHARACTERS = 1_200
+
+
+def print_manifest(manifest: dict[str, Any], out: str) -> None:
+    """Prints a dataset's funnel."""
+    recipe = manifest["recipe"]
+    title = f"{recipe['name']}  {recipe['fingerprint'][:12]}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("rule", "documents", "text", "left"):
+        table.add_column(name, justify="left" if name == "rule" else "right")
+    left = manifest["documents_in"]
+    table.add_row("in", f"{left:,}", human(manifest["bytes_in"], "B"), "100.0%")
+    for rule in manifest["rules"]:
+        left -= rule["dropped"]
+        share = left / max(1, manifest["documents_in"])
+        size = human(rule["dropped_bytes"], "B")
+        table.add_row(rule["name"], f"-{rule['dropped']:,}", f"-{size}", f"{share:.1%}")
+    kept = f"{manifest['kept']:,}"
+    table.add_row("[bold]kept[/]", f"[bold]{kept}[/]", human(manifest["bytes_kept"], "B"), "")
+    console.print(table)
+    records = ", ".join(f"{name} {n:,}" for name, n in manifest["records"].items())
+    console.print(f"records: {escape(records)}")
+    if manifest["unread_files"]:
+        first = ", ".join(manifest["unread_examples"][:3])
+        console.print(f"files that no reader claims: {manifest['unread_files']} ({escape(first)})")
+    console.print(f"dataset: {escape(out)}")
+
+
+def print_why(result: dict[str, Any]) -> None:
+    """Prints what became of a document."""
+    ledger = result["ledger"]
+    origin = ledger["origin"]
+    place = f"{origin['path']}"
+    if origin["offset"] is not None:
+        place += f", bytes {origin['offset']:,} + {origin['length'] or 0:,}"
+    console.print(f"[bold]{result['id']}[/]  {result['outcome']}")
+    console.print(f"source {ledger['source']}: {escape(place)}")
+    if ledger["url"]:
+        console.print(escape(ledger["url"]))
+    if ledger["error"]:
+        console.print(f"error: {escape(ledger['error'])}")
+    table = Table(box=None, pad_edge=False)
+    for name in ("rule", "signal", "value", "drops if", ""):
+        table.add_column(name)
+    for rule in result["rules"]:
+        question = ""
+        if "comparison" in rule:
+            question = f"{rule['comparison']} {rule['threshold']}"
+        value = rule["value"]
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value or "")
+        verdict = "[red]broken[/]" if rule["broke"] else ""
+        table.add_row(rule["name"], rule.get("column", ""), escape(shown), escape(question), verdict)
+    console.print(table)
+    if result["kept_copy"]:
+        copy = result["kept_copy"]
+        title = f"kept copy {copy['id']}, similarity {ledger['similarity']:.3f}"
+        console.print(Panel(escape(copy["text"][:TEXT_CHARACTERS]), title=title))
+    if result["text"]:
+        console.print(Panel(escape(result["text"][:TEXT_CHARACTERS]), title="text"))
+
+
+def print_examples(rows: list[dict[str, Any]], rule: str) -> None:
+    """Prints documents that a rule dropped."""
+    if not rows:
+        console.print(f"rule {rule} dropped nothing")
+    for row in rows:
+        title = f"{row['id']}  {row['source']}: {row['origin']['path']}"
+        console.print(Panel(escape((row["text"] or "")[:TEXT_CHARACTERS]), title=escape(title)))

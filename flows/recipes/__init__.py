@@ -1,0 +1,1 @@
+"""Published recipes: which steps, in which order, with which thresholds."""

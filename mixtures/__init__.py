@@ -1,0 +1,1 @@
+"""Tokenizers, token datasets, mixtures and the resumable stream."""

@@ -1,0 +1,1 @@
+"""Documents, steps, recipes, sources, dedup, engines and datasets: the floor everything stands on."""

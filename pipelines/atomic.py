@@ -1,0 +1,71 @@
+"""Files and folders that are either whole or not there.
+
+Everything is written under a temporary name in the same folder, flushed to disk and renamed. A
+process that dies leaves only names that start with ".tmp-", which the next run sweeps away.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX = ".tmp-"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yields a temporary path to write to; the block's end makes it `path`.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; `path` is then untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder to fill; the block's end makes it `path`, replacing an old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            _flush(file)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left under temporary names, at any depth."""
+    for path in folder.rglob(f"{PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

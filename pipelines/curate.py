@@ -1,0 +1,203 @@
+"""Runs a recipe over sources into a dataset.
+
+Plan, check, map, group, write, count, commit. Whatever stops it before the manifest is written
+leaves `.work/`, and the same command goes on from there.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.atomic import sweep, written
+from pipelines.checks import check_counts
+from pipelines.dataset import MANIFEST, WORK, Dataset, write_json
+from pipelines.engines.job import Job
+from pipelines.engines.key_files import KEY_BYTES
+from pipelines.engines.local import LocalEngine
+from pipelines.engines.stages import group_bucket, map_unit, write_unit
+from pipelines.inputs import changed_inputs, forget_changed_units
+from pipelines.layout import make_layout
+from pipelines.manifest import make_manifest
+from pipelines.plan import Plan, make_plan
+from pipelines.progress import progress, say
+from pipelines.recipe import Recipe, Source, fingerprint
+from pipelines.scan import kernels_cached, warm_up
+from pipelines.statistics import merged
+
+KEEP_DROPPED = ("all", "sample", "origin")
+KEY_COPIES = 4
+"""Gathering, sorting and deciding a bucket takes about four times the keys themselves."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, as against what to do: none of it changes a byte of the output but the last two.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    workers: int = os.cpu_count() or 1
+    memory: int = 8 << 30
+    """Bytes, proportional set size of all processes of the run."""
+    verify: bool = False
+    """Hash again what an earlier, unfinished or finished run has read."""
+    keep_dropped: str = "all"
+    sample: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}; wanted 1 or more")
+        if self.keep_dropped not in KEEP_DROPPED:
+            raise ValueError(
+                f"keep_dropped is {self.keep_dropped!r}; wanted one of: {', '.join(KEEP_DROPPED)}"
+            )
+        if not 0 < self.sample <= 1:
+            raise ValueError(f"sample is {self.sample}; wanted a share above 0 and up to 1")
+
+
+def curate(
+    recipe: Recipe, sources: Sequence[Source], out: str | Path, settings: Settings | None = None
+) -> dict[str, Any]:
+    """Runs the recipe and returns the manifest of the dataset at `out`.
+
+    A finished dataset of the same recipe and inputs is returned as it is; an unfinished one is
+    continued.
+
+    Raises:
+        ValueError: recipe and sources do not fit, or `out` holds something else.
+        RuntimeError: a law does not hold: nothing to keep, a count that does not add up, a rule
+            that would wipe out a source. Nothing is committed.
+        OSError: reading or writing failed; run again to continue.
+    """
+    settings = settings or Settings()
+    out = Path(out)
+    sources = tuple(sources) or recipe.sources
+    if not sources:
+        raise ValueError(f"recipe {recipe.name} has no source of its own; give one with --source")
+    identity = recipe.identity()
+    identity |= {"keep_dropped": settings.keep_dropped, "sample": settings.sample}
+    mark = fingerprint(identity)
+    _check_out(out, recipe, mark)
+    say(f"curate {recipe.name}: listing {', '.join(source.root for source in sources)}")
+    plan = make_plan(recipe.readers, sources)
+    if (out / MANIFEST).is_file():
+        return _reuse(out, plan, settings.verify)
+    layout, work = make_layout(recipe, plan), out / WORK / mark[:32]
+    job = Job(recipe, plan, layout, out, work, settings.keep_dropped, settings.sample)
+    with _locked(out):
+        _sweep(job)
+        if settings.verify:
+            forget_changed_units(job)
+        if not kernels_cached():
+            say("compiling the text kernels: only on the first run, about half a minute")
+            warm_up()
+        records = _run(job, settings)
+        counts = merged(record["statistics"] for record in records)
+        check_counts(job, records, counts)
+        manifest = make_manifest(job, sources, identity, mark, records, counts)
+        for warning in manifest["warnings"]:
+            say(f"warning: {warning}")
+        write_json(out / MANIFEST, manifest)
+        shutil.rmtree(out / WORK)
+    return manifest
+
+
+def _run(job: Job, settings: Settings) -> list[dict[str, Any]]:
+    sizes = [unit.size for unit in job.plan.units]
+    units = [(unit,) for unit in range(len(sizes))]
+    with LocalEngine(job, settings.workers, settings.memory) as engine:
+        for phase, (steps, step) in enumerate(job.recipe.phases()):
+            names = ", ".join(part.name for part in steps)
+            if step is None:
+                break
+            with progress(f"map ({names})", job.plan.size, "B") as bar:
+                items = [(phase, unit) for (unit,) in units]
+                mapped = engine.each(map_unit, items, sizes, bar)
+            keys = sum(record["keys"] for record in mapped)
+            buckets = _settled_buckets(job, phase, keys, engine.worker_memory)
+            with progress(f"group ({step.name})", buckets, "bucket") as bar:
+                items = [(phase, bucket, buckets) for bucket in range(buckets)]
+                engine.each(group_bucket, items, [1] * buckets, bar)
+        with progress(f"write ({names})" if names else "write", job.plan.size, "B") as bar:
+            return engine.each(write_unit, units, sizes, bar)
+
+
+def _settled_buckets(job: Job, phase: int, keys: int, memory: int) -> int:
+    """Returns into how many buckets the keys go: enough, and those of a run that is continued."""
+    enough = 1 + keys * KEY_BYTES * KEY_COPIES // memory
+    path = job.verdicts(phase) / "buckets"
+    if path.exists() and int(path.read_text("utf-8")) < enough:
+        shutil.rmtree(job.verdicts(phase))
+    if not path.exists():
+        with written(path) as temporary:
+            temporary.write_text(str(enough), "utf-8")
+    return int(path.read_text("utf-8"))
+
+
+def _check_out(out: Path, recipe: Recipe, mark: str) -> None:
+    """Refuses a folder that holds anything but this recipe's dataset or unfinished run."""
+    if (out / MANIFEST).is_file():
+        held = Dataset(out)
+        if held.fingerprint != mark:
+            raise ValueError(
+                f"{out} holds a dataset of recipe {held.manifest['recipe']['name']} with "
+                f"fingerprint {held.fingerprint[:12]}; this one is {recipe.name} with {mark[:12]}. "
+                f"Give another --out, or remove the folder."
+            )
+    elif (out / WORK).is_dir():
+        runs = [path.name for path in (out / WORK).iterdir() if path.is_dir()]
+        if any(run != mark[:32] for run in runs):
+            raise ValueError(
+                f"{out} holds an unfinished run with fingerprint {runs[0][:12]}; this one is "
+                f"{recipe.name} with {mark[:12]}. Give another --out, or remove {out / WORK}."
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is no dataset. Give an empty or a new folder as --out.")
+
+
+def _reuse(out: Path, plan: Plan, verify: bool) -> dict[str, Any]:
+    """Returns a finished dataset's manifest if its inputs are still those of the plan."""
+    changed = changed_inputs(out, plan, verify)
+    if changed:
+        raise ValueError(
+            f"{out} is finished, but its inputs have changed since: {changed}. "
+            f"Give another --out, or remove the folder to make it again."
+        )
+    say(f"{out} is finished already, with the same recipe and inputs; nothing to do")
+    return Dataset(out).manifest
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder; the lock dies with the process."""
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    with (out / WORK / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another run is writing to {out}; wait for it or stop it") from error
+        yield
+
+
+def _sweep(job: Job) -> None:
+    """Removes what killed runs left half-written and what belongs to inputs that have changed."""
+    sweep(job.out)
+    job.plan_folder().mkdir(parents=True, exist_ok=True)
+    current = {job.plan_folder().name, "units"}
+    for path in job.work.iterdir():
+        if path.name not in current:
+            shutil.rmtree(path)
+    identities = {unit.identity() for unit in job.plan.units}
+    for path in (job.work / "units").glob("*"):
+        if path.name not in identities:
+            shutil.rmtree(path)
+    for kind in ("data", "ledger", "dropped"):
+        for path in (job.out / kind).glob("*.parquet"):
+            if not job.record(int(path.stem)).exists():
+                path.unlink()

@@ -1,0 +1,1 @@
+"""Deduplication: one copy stays, and the ledger says which and why."""

@@ -1,0 +1,128 @@
+"""The local engine: stages in worker processes, as many as fit into the memory given.
+
+Workers come from a fork server that has the heavy libraries loaded, so they share those pages, and
+none of them inherits threads. A worker that loses its parent ends at once, so a run that is killed
+with -9 leaves nobody behind who would write into the next one.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.engines.job import Job
+from pipelines.progress import Bar
+
+PARENT_BYTES = 250 << 20
+"""Proportional set size of the parent and the fork server."""
+WORKER_BYTES = 500 << 20
+"""Peak of one worker above that: libraries, one batch of 8 MB in all its forms, one writer."""
+TICK_S = 0.2
+
+_job: Job | None = None
+_stop: Any = None
+
+
+class LocalEngine:
+    """Runs stages in processes. Use it as a context manager.
+
+    Raises:
+        ValueError: the memory is less than one worker needs.
+    """
+
+    def __init__(self, job: Job, workers: int, memory: int) -> None:
+        least = PARENT_BYTES + WORKER_BYTES
+        if memory < least:
+            raise ValueError(
+                f"--memory is {memory >> 20} MiB; one worker needs {least >> 20} MiB. "
+                f"Give at least --memory {least >> 20}MiB."
+            )
+        self.workers = max(1, min(workers, (memory - PARENT_BYTES) // WORKER_BYTES))
+        self.worker_memory = (memory - PARENT_BYTES) // self.workers
+        """Bytes that one worker may use."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pipelines.engines.warm"])
+        self._stop = context.Event()
+        self._pool = ProcessPoolExecutor(
+            self.workers, context, initializer=_start, initargs=(job, self._stop)
+        )
+
+    def __enter__(self) -> "LocalEngine":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def each(
+        self,
+        stage: Callable[..., Any],
+        items: Sequence[tuple[Any, ...]],
+        amounts: Sequence[int],
+        bar: Bar,
+    ) -> list[Any]:
+        """Runs `stage(job, *item)` for every item and returns the results in order.
+
+        Args:
+            stage: a function of pipelines.engines.stages.
+            items: the arguments after the job.
+            amounts: how far each item moves the bar.
+            bar: shows the progress.
+
+        Raises:
+            RuntimeError: a worker died; what it had finished is kept.
+            OSError: a file could not be read or written, for example because the disk is full.
+        """
+        futures = {self._pool.submit(_call, stage, item): i for i, item in enumerate(items)}
+        results: list[Any] = [None] * len(items)
+        pending = set(futures)
+        try:
+            while pending:
+                finished, pending = wait(pending, TICK_S, FIRST_COMPLETED)
+                bar.advance(0)
+                for future in finished:
+                    results[futures[future]] = future.result()
+                    bar.advance(amounts[futures[future]])
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process died, most likely killed because the machine ran out of memory. "
+                "Run the same command again to continue; fewer --workers need less memory."
+            ) from error
+        return results
+
+
+def _start(job: Job, stop: Any) -> None:
+    global _job, _stop  # what the pool gives to a worker once, not with every item
+    _job, _stop = job, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("a worker of the local engine was started outside a pool")
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for([sentinel])
+    os._exit(1)
+
+
+def _call(stage: Callable[..., Any], item: tuple[Any, ...]) -> Any:
+    if _stop.is_set():
+        raise RuntimeError("the run was stopped")
+    return stage(_job, *item)

@@ -1,0 +1,202 @@
+"""The stages of a run, as functions of a job and one item, the same for every engine.
+
+    map_unit      a work unit through the steps up to a global step: documents, ledger and keys
+    group_bucket  the keys of one bucket, from all units: verdicts
+    write_unit    a work unit with the last verdicts, through the last steps: the final files
+
+A stage's output appears under its final name only when it is whole, so an engine may kill and
+repeat it, and what exists need not be made again. Everything goes in batches of about 8 MB of text.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.atomic import written, written_folder
+from pipelines.dataset import file_entry, write_json
+from pipelines.document import id_words
+from pipelines.engines.job import Job
+from pipelines.engines.key_files import bucket_slice, load_keys, merge_keys, save_keys
+from pipelines.engines.stretch import (
+    ROW,
+    Stretch,
+    conform,
+    judged_stretch,
+    one_batch,
+    read_stretches,
+)
+from pipelines.evaluate import scatter
+from pipelines.global_step import VERDICTS, GlobalStep, Keys
+from pipelines.layout import FAILS
+from pipelines.readers.reader import Tally
+from pipelines.statistics import Statistics
+
+LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
+PARTS = ("kept", "dropped", "ledger")
+
+
+def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:
+    """Runs a phase that ends in a global step over a unit.
+
+    Returns:
+        The record of the unit: documents, keys, records by type, digests of the bytes read.
+    """
+    folder = job.phase_folder(phase, unit)
+    if folder.is_dir():
+        return json.loads((folder / "record.json").read_text("utf-8"))
+    step = _global_step(job, phase)
+    tally = Tally()
+    keys: list[Keys] = []
+    documents = 0
+    with written_folder(folder) as temporary:
+        with ExitStack() as stack:
+            writers: dict[str, pa.ipc.RecordBatchFileWriter] = {}
+            for stretch in _stretches(job, phase, unit, tally):
+                documents += stretch.ledger.num_rows
+                for part in PARTS:
+                    batch = getattr(stretch, part)
+                    if part not in writers:
+                        sink = pa.OSFile(str(temporary / f"{part}.arrow"), "wb")
+                        stack.enter_context(sink)
+                        writer = pa.ipc.new_file(sink, batch.schema, options=LZ4)
+                        writers[part] = stack.enter_context(writer)
+                    writers[part].write_batch(batch)
+                group, rank = step.keys(stretch.kept)
+                ids = id_words(stretch.kept.column("id"))
+                keys.append(Keys(group, rank, ids, stretch.kept.column(0).to_numpy()))
+        merged = merge_keys(keys)
+        save_keys(temporary, merged)
+        record = {"documents": documents, "keys": len(merged.row)}
+        record |= {"records": dict(tally.records), "digests": tally.digests}
+        write_json(temporary / "record.json", record)
+    return record
+
+
+def group_bucket(job: Job, phase: int, bucket: int, buckets: int) -> None:
+    """Decides all groups whose hash falls into a bucket, with the keys of all units."""
+    target = job.verdicts(phase) / f"{bucket:05d}.arrow"
+    if target.exists():
+        return
+    units = range(len(job.plan.units))
+    parts = [
+        bucket_slice(load_keys(job.phase_folder(phase, unit)), bucket, buckets) for unit in units
+    ]
+    unit = np.repeat(np.array(units, np.int32), [len(part.row) for part in parts])
+    verdicts = _global_step(job, phase).decide(merge_keys(parts), unit)
+    verdicts = verdicts.sort_by([("unit", "ascending"), ("row", "ascending")])
+    with written(target) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        with pa.ipc.new_file(sink, VERDICTS) as writer:
+            writer.write_table(verdicts)
+
+
+def write_unit(job: Job, unit: int) -> dict[str, Any]:
+    """Runs the last phase over a unit and writes its data, ledger and dropped files.
+
+    Returns:
+        The record of the unit: files with rows and sha256, records by type, digests, statistics.
+    """
+    target = job.record(unit)
+    if target.exists():
+        return json.loads(target.read_text("utf-8"))
+    last = len(job.recipe.phases()) - 1
+    schemas = {"data": job.layout.data, "ledger": job.layout.ledger, "dropped": job.layout.dropped}
+    paths = {kind: job.out / kind / f"{unit:05d}.parquet" for kind in schemas}
+    rows = dict.fromkeys(schemas, 0)
+    statistics, tally = Statistics(), Tally()
+    earlier = [_phase_batches(job.phase_folder(phase, unit)) for phase in range(last)]
+    with ExitStack() as stack:
+        writers = {}
+        for kind, path in paths.items():
+            temporary = stack.enter_context(written(path))
+            writers[kind] = stack.enter_context(_parquet_writer(temporary, schemas[kind]))
+        for stretch in _stretches(job, last, unit, tally):
+            before = [next(phase) for phase in earlier]
+            ledger = _join_ledgers(job, [*(ledger for _, ledger in before), stretch.ledger])
+            parts = [*(dropped for dropped, _ in before), stretch.dropped]
+            dropped = one_batch(pa.Table.from_batches(parts).sort_by(ROW.name))
+            statistics.add(ledger)
+            batches = {"data": stretch.kept, "ledger": ledger, "dropped": dropped}
+            for kind, batch in batches.items():
+                rows[kind] += batch.num_rows
+                if batch.num_rows:
+                    writers[kind].write_batch(conform(batch, schemas[kind]))
+    record: dict[str, Any] = {"records": dict(tally.records), "digests": tally.digests}
+    if last > 0:
+        record = json.loads((job.phase_folder(0, unit) / "record.json").read_text("utf-8"))
+    record["files"] = [file_entry(job.out, path, rows[kind]) for kind, path in paths.items()]
+    record["statistics"] = statistics.counts
+    write_json(target, record)
+    return record
+
+
+def _global_step(job: Job, phase: int) -> GlobalStep:
+    step = job.recipe.phases()[phase][1]
+    if step is None:
+        raise ValueError(f"{job.recipe.name}: phase {phase} does not end in a global step")
+    return step
+
+
+def _stretches(job: Job, phase: int, unit: int, tally: Tally) -> Iterator[Stretch]:
+    steps, _ = job.recipe.phases()[phase]
+    if phase == 0:
+        yield from read_stretches(job, steps, unit, tally)
+        return
+    rule = _global_step(job, phase - 1).rule
+    verdicts = _unit_verdicts(job, phase - 1, unit)
+    for kept in _batches(job.phase_folder(phase - 1, unit) / "kept.arrow"):
+        yield judged_stretch(job, steps, rule, kept, verdicts)
+
+
+def _unit_verdicts(job: Job, phase: int, unit: int) -> pa.Table:
+    parts = [VERDICTS.empty_table()]
+    for path in sorted(job.verdicts(phase).glob("*.arrow")):
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+            units = table.column("unit").combine_chunks().to_numpy(zero_copy_only=False)
+            start, stop = units.searchsorted([unit, unit + 1])
+            parts.append(table.slice(start, stop - start))
+    return pa.concat_tables(parts).sort_by("row")
+
+
+def _phase_batches(folder: Path) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    yield from zip(
+        _batches(folder / "dropped.arrow"), _batches(folder / "ledger.arrow"), strict=True
+    )
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    if not path.exists():  # the unit had no documents at all
+        return
+    with pa.OSFile(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+
+
+def _join_ledgers(job: Job, ledgers: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Joins the ledger batches of all phases by row; a later phase has fewer rows."""
+    first = ledgers[0]
+    columns = dict(zip(first.schema.names, first.columns, strict=True))
+    rows = first.column(0).to_numpy()
+    for later in ledgers[1:]:
+        places = rows.searchsorted(later.column(0).to_numpy())
+        for name, column in zip(later.schema.names[1:], later.columns[1:], strict=True):
+            spread = scatter(len(rows), places, column)
+            if name in columns:  # a later phase knows better: dropped_by, text_bytes, a match
+                spread = pc.coalesce(spread, columns[name])
+            columns[name] = spread
+    return conform(pa.RecordBatch.from_pydict(columns), job.layout.ledger)
+
+
+def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer as the Hub likes it: an edited dataset shares most chunks with its old version."""
+    return pq.ParquetWriter(
+        path, schema, compression="zstd", write_page_index=True, use_content_defined_chunking=True
+    )

@@ -1,0 +1,113 @@
+"""The columns of a run's files, worked out from recipe and readers before any data moves.
+
+Data rows carry the reserved columns, what readers offer beside them and what plain steps add.
+Signals of filters and editors go to the ledger, beside one boolean column for each rule
+(`fails_<rule>`, null where it was not asked), so every verdict can be counted with one query.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipelines.document import CONTENT, CONTENT_TYPE, ERROR, KEY, ORIGIN, RESERVED
+from pipelines.global_step import GlobalStep
+from pipelines.plan import Plan
+from pipelines.recipe import Recipe, check_schema
+from pipelines.step import Editor, Filter
+
+FAILS = "fails_"
+NO_TEXT = "no_text"
+ERROR_RULE = "error_"
+
+TRANSIENT = pa.schema([(CONTENT, pa.binary()), (CONTENT_TYPE, pa.string())])
+
+LEDGER_START = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("origin", ORIGIN),
+        ("url", pa.string()),
+        ("error", pa.string()),
+        ("text_bytes", pa.int64()),
+        ("dropped_by", pa.string()),
+    ]
+)
+LEDGER_MATCH = pa.schema([("matched_id", pa.string()), ("similarity", pa.float32())])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The schemas of a run."""
+
+    input: pa.Schema
+    """What a batch has when the first step sees it, whichever reader it came from."""
+    data: pa.Schema
+    ledger: pa.Schema
+    signals: pa.Schema
+    rules: tuple[str, ...]
+    """All rules of the recipe in order, those of global steps included."""
+
+    @property
+    def dropped(self) -> pa.Schema:
+        """The schema of the dropped files: data and the rule that dropped."""
+        return self.data.append(pa.field("dropped_by", pa.string()))
+
+
+def make_layout(recipe: Recipe, plan: Plan) -> Layout:
+    """Checks the recipe against one file of each reader and returns the layout.
+
+    Raises:
+        ValueError: a step reads a missing column or a column has a wrong type (`check_schema`), or
+            two readers give a column two types.
+    """
+    extras: dict[str, pa.DataType] = {}
+    for reader, schema in _reader_schemas(recipe, plan):
+        check_schema(recipe, reader, pa.unify_schemas([schema, *_padding(schema)]))
+        for field in schema:
+            if field.name in (KEY, ERROR) or field.name in (*RESERVED.names, *TRANSIENT.names):
+                continue
+            if extras.setdefault(field.name, field.type) != field.type:
+                raise ValueError(
+                    f"{recipe.name}: column {field.name!r} is {field.type} in {reader} and "
+                    f"{extras[field.name]} elsewhere. Give it one type or one more name."
+                )
+    start = pa.schema([*RESERVED, *TRANSIENT, *(pa.field(n, t) for n, t in extras.items())])
+    data = pa.schema([*RESERVED, *(pa.field(n, t) for n, t in extras.items())])
+    signals: dict[str, pa.Field] = {}
+    for step in recipe.steps:
+        for field in step.adds:
+            if field.name == "text":
+                continue
+            if isinstance(step, (Filter, Editor)):
+                signals[field.name] = field
+            elif field.name not in data.names:
+                data = data.append(field)
+    rules = tuple(name for _, name in recipe.rule_names())
+    ledger = list(LEDGER_START)
+    if any(isinstance(step, GlobalStep) for step in recipe.steps):
+        ledger += list(LEDGER_MATCH)
+    ledger += list(signals.values())
+    for step, name in recipe.rule_names():
+        ledger.append(pa.field(FAILS + name, pa.bool_()))
+        if isinstance(step, GlobalStep):
+            ledger.append(pa.field(f"{name}_cluster_size", pa.int32()))
+    return Layout(start, data, pa.schema(ledger), pa.schema(list(signals.values())), rules)
+
+
+def _reader_schemas(recipe: Recipe, plan: Plan) -> Sequence[tuple[str, pa.Schema]]:
+    found: dict[tuple[str, int], tuple[str, pa.Schema]] = {}
+    for unit in plan.units:
+        if (unit.source, unit.reader) not in found:
+            file = unit.spans[0].file
+            schema = recipe.readers[unit.reader].schema(file)
+            found[unit.source, unit.reader] = (f"{unit.source} ({file.path})", schema)
+    return list(found.values())
+
+
+def _padding(schema: pa.Schema) -> list[pa.Schema]:
+    """The optional columns, which the engine fills with nulls; text only beside content."""
+    optional = [f for f in (*RESERVED, *TRANSIENT) if f.name not in schema.names]
+    if CONTENT not in schema.names:
+        optional = [field for field in optional if field.name != "text"]
+    return [pa.schema(optional)]

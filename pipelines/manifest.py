@@ -1,0 +1,114 @@
+"""The manifest: what a dataset is, what made it, and where every document went."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from pipelines.checks import silent_rules
+from pipelines.dataset import file_entry
+from pipelines.engines.job import Job
+from pipelines.global_step import GlobalStep
+from pipelines.inputs import write_inputs
+from pipelines.layout import ERROR_RULE, NO_TEXT
+from pipelines.recipe import Source
+from pipelines.statistics import KEPT
+from pipelines.step import Editor, Filter
+
+
+def make_manifest(
+    job: Job,
+    sources: Sequence[Source],
+    identity: dict[str, Any],
+    mark: str,
+    records: list[dict[str, Any]],
+    counts: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes the inputs table and returns the manifest. It holds no times and no host names."""
+    inputs = write_inputs(job, records)
+    totals: dict[str, list[int]] = {}
+    types: Counter[str] = Counter()
+    for source in counts.values():
+        for rule, (documents, size) in source["outcome"].items():
+            total = totals.setdefault(rule, [0, 0])
+            total[0] += documents
+            total[1] += size
+    for record in records:
+        types.update(record["records"])
+    documents = sum(total[0] for total in totals.values())
+    files = [entry for record in records for entry in record["files"]]
+    files.append(file_entry(job.out, inputs, sum(len(unit.spans) for unit in job.plan.units)))
+    silent = [f"rule {rule} dropped nothing" for rule in silent_rules(job, counts)]
+    return {
+        "gristmill": version("gristmill"),
+        "recipe": {"fingerprint": mark} | identity,
+        "sources": [
+            {"name": source.name, "root": source.root} | _source_counts(counts[source.name])
+            for source in sources
+        ],
+        "documents_in": documents,
+        "kept": totals.get(KEPT, [0, 0])[0],
+        "dropped": documents - totals.get(KEPT, [0, 0])[0],
+        "bytes_in": sum(total[1] for total in totals.values()),
+        "bytes_kept": totals.get(KEPT, [0, 0])[1],
+        "records": dict(sorted(types.items())),
+        "rules": _rules(job, totals, counts),
+        "signals": _signals(job),
+        "unread_files": len(job.plan.unclaimed),
+        "unread_examples": [path for _, path in job.plan.unclaimed[:20]],
+        "warnings": silent,
+        "files": sorted(files, key=lambda entry: entry["path"]),
+        "identity": hashlib.sha256(
+            "".join(entry["sha256"] for entry in files).encode()
+        ).hexdigest(),
+    }
+
+
+def _source_counts(counts: dict[str, Any]) -> dict[str, Any]:
+    kept = counts["outcome"].get(KEPT, [0, 0])
+    return {
+        "documents_in": counts["documents"],
+        "bytes_in": counts["bytes"],
+        "kept": kept[0],
+        "bytes_kept": kept[1],
+    }
+
+
+def _rules(job: Job, totals: dict[str, list[int]], counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns every rule in the order in which it is asked, with what it broke and dropped."""
+    rules: list[dict[str, Any]] = []
+
+    def add(name: str, step: str, **more: Any) -> None:
+        dropped = totals.get(name, [0, 0])
+        broken = sum(source["broken"].get(name, 0) for source in counts.values())
+        rule = {"name": name, "step": step, "broken": max(broken, dropped[0])}
+        rules.append(rule | {"dropped": dropped[0], "dropped_bytes": dropped[1]} | more)
+
+    for name in sorted(totals):
+        if name.startswith(ERROR_RULE):
+            add(name, "reader")
+    add(NO_TEXT, "reader")
+    for step in job.recipe.steps:
+        if isinstance(step, Filter):
+            for rule in step.rules:
+                threshold = getattr(step, rule.threshold)
+                question = {"column": rule.column, "comparison": rule.comparison}
+                parameter = {"parameter": rule.threshold, "threshold": threshold}
+                add(rule.name, step.name, **question, **parameter)
+        elif isinstance(step, GlobalStep):
+            add(step.rule, step.name)
+    return rules
+
+
+def _signals(job: Job) -> dict[str, dict[str, str]]:
+    """Returns for every signal its step and which text it saw."""
+    signals, text = {}, "source"
+    for step in job.recipe.steps:
+        if isinstance(step, (Filter, Editor)):
+            for name in step.adds.names:
+                if name != "text":
+                    signals[name] = {"step": step.name, "text": text}
+        if "text" in step.adds.names:
+            text = f"after {step.name}"
+    return signals

@@ -1,0 +1,113 @@
+"""What a reader is, and what it tells the engine while it reads.
+
+A reader turns spans of files into record batches. A span is a whole small file or a part of a
+large one; which bytes a span holds never depends on workers or memory. A record that cannot be
+read is no exception but a row: its `error` column says why, its `text` is null, and the engine
+gives it a ledger row of its own. Only a path that cannot be opened at all raises OSError.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, ClassVar
+
+import fsspec
+import pyarrow as pa
+
+BATCH_BYTES = 8 << 20
+"""Text bytes at which a reader closes a batch. Part of the output's identity: row groups follow it."""
+SPLIT_BYTES = 64 << 20
+"""Size at which a splittable file is cut, and to which small files are packed."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source as the planner saw it."""
+
+    source: str
+    path: str  # below the source's root, with forward slashes
+    url: str  # what fsspec opens
+    size: int  # bytes
+    modified: str  # modification mark: mtime, ETag or commit
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes [start, stop) of a file; readers of unsplittable files get the whole."""
+
+    file: SourceFile
+    start: int
+    stop: int
+
+
+@dataclass
+class Tally:
+    """What a reader counts beside the documents that it yields."""
+
+    records: Counter[str] = field(default_factory=Counter)
+    """Every record by type, documents and others: response, request, metadata, line, file, ..."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """BLAKE2b-128 of the bytes read, by "path:start-stop"."""
+
+    def digest(self, span: Span, hexdigest: str) -> None:
+        """Notes the hash of a span's bytes."""
+        self.digests[f"{span.file.path}:{span.start}-{span.stop}"] = hexdigest
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The base of all readers: a frozen dataclass, its fields are part of the recipe's identity."""
+
+    version: ClassVar[int] = 1
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Lower-case endings of the file names that it reads, with compression: .jsonl, .jsonl.gz."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    def schema(self, file: SourceFile) -> pa.Schema:
+        """Returns the columns that `read` yields for this file: key, origin, error and others.
+
+        Raises:
+            ValueError: a column that the reader is told to read is missing or of a wrong type.
+        """
+        raise NotImplementedError
+
+    def split(self, file: SourceFile) -> list[Span]:
+        """Returns the spans of a file, in order. Override it where a format can be split."""
+        return [Span(file, 0, file.size)]
+
+    def read(self, spans: Sequence[Span], tally: Tally) -> Iterator[pa.RecordBatch]:
+        """Yields batches of about BATCH_BYTES of text, each with the columns of `schema`."""
+        raise NotImplementedError
+
+
+class HashingFile:
+    """A binary file that hashes what is read from it, so that reading and proving is one pass."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads and hashes up to `size` bytes."""
+        data = self._stream.read(size)
+        self._hash.update(data)
+        return data
+
+    def drain(self) -> str:
+        """Reads what is left and returns the hash of the whole stream."""
+        while self.read(1 << 20):
+            continue
+        return self._hash.hexdigest()
+
+
+def open_span(span: Span) -> IO[bytes]:
+    """Opens the span's file at the span's start.
+
+    Raises:
+        OSError: the file cannot be opened; the message names it.
+    """
+    stream = fsspec.open(span.file.url, "rb").open()
+    if span.start:
+        stream.seek(span.start)
+    return stream

@@ -1,0 +1,73 @@
+"""Counts over ledger rows, for the manifest, the funnel and the checks before commit."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.layout import FAILS, LEDGER_START
+
+KEPT = "kept"
+
+
+class Statistics:
+    """Adds up ledger batches; `counts` is plain data, so that it can be written and merged.
+
+    counts[source] = {
+        "documents": rows, "bytes": text bytes,
+        "outcome": {rule or "kept": [documents, text bytes]},
+        "broken": {rule: documents}, "valid": {signal: documents where it is not null}}
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, dict[str, Any]] = {}
+
+    def add(self, ledger: pa.RecordBatch) -> None:
+        """Counts the rows of a ledger batch."""
+        for source in pc.unique(ledger.column("source")).to_pylist():
+            self._add(source, ledger.filter(pc.equal(ledger.column("source"), source)))
+
+    def _add(self, source: str, ledger: pa.RecordBatch) -> None:
+        start = {"documents": 0, "bytes": 0, "outcome": {}, "broken": {}, "valid": {}}
+        counts = self.counts.setdefault(source, start)
+        counts["documents"] += ledger.num_rows
+        counts["bytes"] += pc.sum(ledger.column("text_bytes")).as_py() or 0
+        by = pc.fill_null(ledger.column("dropped_by"), KEPT)
+        groups = pa.table({"by": by, "bytes": ledger.column("text_bytes")}).group_by("by")
+        for row in groups.aggregate([("bytes", "count"), ("bytes", "sum")]).to_pylist():
+            outcome = counts["outcome"].setdefault(row["by"], [0, 0])
+            outcome[0] += row["bytes_count"]
+            outcome[1] += row["bytes_sum"]
+        for name in ledger.schema.names:
+            column = ledger.column(name)
+            if name.startswith(FAILS):
+                broken = counts["broken"]
+                rule = name.removeprefix(FAILS)
+                broken[rule] = broken.get(rule, 0) + (pc.sum(column).as_py() or 0)
+            elif name not in LEDGER_START.names:
+                valid = counts["valid"]
+                valid[name] = valid.get(name, 0) + len(column) - column.null_count
+
+
+def merged(parts: Iterable[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Adds up the counts of several `Statistics`."""
+    total: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for source, counts in part.items():
+            total[source] = _sum(total[source], counts) if source in total else counts
+    return total
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if isinstance(one, dict):
+        keys = [*one, *(key for key in other if key not in one)]
+        return {
+            key: _sum(one[key], other[key])
+            if key in one and key in other
+            else one.get(key, other.get(key))
+            for key in keys
+        }
+    if isinstance(one, list):
+        return [a + b for a, b in zip(one, other, strict=True)]
+    return one + other

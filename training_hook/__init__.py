@@ -1,0 +1,1 @@
+"""The hybrid Mamba-Transformer and its training loop."""
