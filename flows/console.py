@@ -61,7 +61,9 @@ def print_why(result: dict[str, Any]) -> None:
         value = rule["value"]
         shown = f"{value:.4g}" if isinstance(value, float) else str(value or "")
         verdict = "[red]broken[/]" if rule["broke"] else ""
-        table.add_row(rule["name"], rule.get("column", ""), escape(shown), escape(question), verdict)
+        table.add_row(
+            rule["name"], rule.get("column", ""), escape(shown), escape(question), verdict
+        )
     console.print(table)
     if result["kept_copy"]:
         copy = result["kept_copy"]

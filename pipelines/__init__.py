@@ -1,1 +1,1 @@
-"""Documents, steps, recipes, sources, dedup, engines and datasets: the floor everything stands on."""
+"""Documents, steps, recipes, sources, dedup, engines and datasets: what everything stands on."""

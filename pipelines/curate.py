@@ -28,6 +28,7 @@ from pipelines.progress import progress, say
 from pipelines.recipe import Recipe, Source, fingerprint
 from pipelines.scan import kernels_cached, warm_up
 from pipelines.statistics import merged
+from pipelines.step import Step
 
 KEEP_DROPPED = ("all", "sample", "origin")
 KEY_COPIES = 4
@@ -113,10 +114,9 @@ def _run(job: Job, settings: Settings) -> list[dict[str, Any]]:
     units = [(unit,) for unit in range(len(sizes))]
     with LocalEngine(job, settings.workers, settings.memory) as engine:
         for phase, (steps, step) in enumerate(job.recipe.phases()):
-            names = ", ".join(part.name for part in steps)
             if step is None:
                 break
-            with progress(f"map ({names})", job.plan.size, "B") as bar:
+            with progress(f"map ({_names(steps)})", job.plan.size, "B") as bar:
                 items = [(phase, unit) for (unit,) in units]
                 mapped = engine.each(map_unit, items, sizes, bar)
             keys = sum(record["keys"] for record in mapped)
@@ -124,8 +124,13 @@ def _run(job: Job, settings: Settings) -> list[dict[str, Any]]:
             with progress(f"group ({step.name})", buckets, "bucket") as bar:
                 items = [(phase, bucket, buckets) for bucket in range(buckets)]
                 engine.each(group_bucket, items, [1] * buckets, bar)
-        with progress(f"write ({names})" if names else "write", job.plan.size, "B") as bar:
+        last, _ = job.recipe.phases()[-1]
+        with progress(f"write ({_names(last)})", job.plan.size, "B") as bar:
             return engine.each(write_unit, units, sizes, bar)
+
+
+def _names(steps: Sequence[Step]) -> str:
+    return ", ".join(step.name for step in steps) or "no further steps"
 
 
 def _settled_buckets(job: Job, phase: int, keys: int, memory: int) -> int:

@@ -64,8 +64,7 @@ class Dataset:
         for path in self.files(kind):
             with pq.ParquetFile(path, pre_buffer=False) as file:
                 for group in range(file.num_row_groups):
-                    for batch in file.read_row_group(group, columns).to_batches():
-                        yield batch
+                    yield from file.read_row_group(group, columns).to_batches()
 
     def table(self, kind: str, columns: list[str] | None = None) -> pa.Table:
         """Returns the rows of a kind as one table. Memory: the whole of the chosen columns."""

@@ -54,9 +54,8 @@ def changed_inputs(out: Path, plan: Plan, verify: bool) -> str:
     before = table.drop_columns(["digest"]).to_pylist()
     now = list(_rows(plan))
     if before != [row for _, row in now]:
-        old, new = (
-            {(row["source"], row["path"]) for row in rows} for rows in (before, plan_rows(now))
-        )
+        old = {(row["source"], row["path"]) for row in before}
+        new = {(row["source"], row["path"]) for _, row in now}
         for word, paths in (("new", new - old), ("gone", old - new)):
             if paths:
                 source, path = min(paths)
@@ -67,11 +66,6 @@ def changed_inputs(out: Path, plan: Plan, verify: bool) -> str:
             if _hash(span) != digest:
                 return f"{span.file.path!r} of source {span.file.source} holds other bytes"
     return ""
-
-
-def plan_rows(rows: list[tuple[Span, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Returns the rows without their spans."""
-    return [row for _, row in rows]
 
 
 def forget_changed_units(job: Job) -> None:

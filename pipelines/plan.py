@@ -81,13 +81,13 @@ def list_files(source: Source) -> list[SourceFile]:
         ValueError: nothing is there; the message names the source and the path as given.
     """
     root = source.root
-    if "://" not in root and not _exists(root) and HUB_NAME.fullmatch(root):
+    if "://" not in root and not Path(root).exists() and HUB_NAME.fullmatch(root):
         root = f"hf://datasets/{root}"
     filesystem, path = fsspec.url_to_fs(root)
     if any(char in path for char in "*?["):
         base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-        entries = {key: value for key, value in filesystem.glob(path, detail=True).items()}
-        entries = {key: value for key, value in entries.items() if value["type"] == "file"}
+        found = filesystem.glob(path, detail=True)
+        entries = {key: info for key, info in found.items() if info["type"] == "file"}
     elif not filesystem.exists(path):
         raise ValueError(
             f"source {source.name}: nothing exists at {source.root!r}. "
@@ -165,7 +165,3 @@ def _pack(reader: Reader, files: Sequence[SourceFile]) -> Iterator[tuple[Span, .
 def _ends_pack(file: SourceFile) -> bool:
     digest = hashlib.blake2b(file.path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64 < file.size / SPLIT_BYTES
-
-
-def _exists(root: str) -> bool:
-    return Path(root).exists()

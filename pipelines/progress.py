@@ -24,7 +24,7 @@ def say(message: str) -> None:
 
 
 def human(value: float, unit: str) -> str:
-    """Returns a count with a decimal prefix: human(12_300_000, "B") is "12.3 MB"."""
+    """Returns a count with a decimal prefix, such as 12.3 MB for 12_300_000 and "B"."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.1f} {prefix}{unit}"

@@ -89,7 +89,7 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """Returns all that the output's bytes depend on beside the input, ready for JSON."""
-        libraries = set(TEXT_LIBRARIES)
+        libraries: set[str] = set(TEXT_LIBRARIES)
         for part in (*self.readers, *self.steps):
             libraries.update(part.libraries)
         return {

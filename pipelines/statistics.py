@@ -61,13 +61,10 @@ def merged(parts: Iterable[dict[str, dict[str, Any]]]) -> dict[str, dict[str, An
 
 def _sum(one: Any, other: Any) -> Any:
     if isinstance(one, dict):
-        keys = [*one, *(key for key in other if key not in one)]
-        return {
-            key: _sum(one[key], other[key])
-            if key in one and key in other
-            else one.get(key, other.get(key))
-            for key in keys
-        }
+        total = dict(one)
+        for key, value in other.items():
+            total[key] = _sum(total[key], value) if key in total else value
+        return total
     if isinstance(one, list):
         return [a + b for a, b in zip(one, other, strict=True)]
     return one + other

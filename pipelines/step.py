@@ -49,7 +49,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Step:
-    """The base of all steps. Subclasses set class attributes without annotation, parameters with."""
+    """The base of all steps. Parameters are annotated fields, constants plain class attributes."""
 
     version: ClassVar[int] = 1
     """Raised whenever the same parameters give other results; part of the fingerprint."""

@@ -18,7 +18,8 @@ KEY_BYTES = 56  # a key with two ranks; more ranks add 8 bytes each
 def merge_keys(parts: Sequence[Keys]) -> Keys:
     """Returns the keys of all parts, one after the other."""
     if not parts:
-        return Keys(*(np.zeros((0, 2), np.uint64) for _ in range(3)), np.zeros(0, np.int64))
+        empty = np.zeros((0, 2), np.uint64)
+        return Keys(empty, empty, empty, np.zeros(0, np.int64))
     return Keys(*(np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS))
 
 

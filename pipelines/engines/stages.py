@@ -34,7 +34,6 @@ from pipelines.engines.stretch import (
 )
 from pipelines.evaluate import scatter
 from pipelines.global_step import VERDICTS, GlobalStep, Keys
-from pipelines.layout import FAILS
 from pipelines.readers.reader import Tally
 from pipelines.statistics import Statistics
 
@@ -91,9 +90,12 @@ def group_bucket(job: Job, phase: int, bucket: int, buckets: int) -> None:
     unit = np.repeat(np.array(units, np.int32), [len(part.row) for part in parts])
     verdicts = _global_step(job, phase).decide(merge_keys(parts), unit)
     verdicts = verdicts.sort_by([("unit", "ascending"), ("row", "ascending")])
-    with written(target) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_file(sink, VERDICTS) as writer:
-            writer.write_table(verdicts)
+    with (
+        written(target) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, VERDICTS) as writer,
+    ):
+        writer.write_table(verdicts)
 
 
 def write_unit(job: Job, unit: int) -> dict[str, Any]:

@@ -1,0 +1,30 @@
+# Two commands do everything: `make run` (sets up and runs the main job) and `make test`.
+PY := .venv/bin/python
+.PHONY: setup run test test-gpu check bench clean
+
+setup:
+	@.ci/setup
+
+run: setup
+	@.venv/bin/gristmill flywheel flows.recipes.packages:wheel --out runs/first
+
+test: setup check
+	@$(PY) -m pytest
+
+test-gpu:
+	@$(PY) -m pytest -m gpu
+
+check: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check --quiet .
+	@.venv/bin/pyright --warnings
+	@.venv/bin/lint-imports --no-cache
+
+bench: setup
+	@$(PY) -m benchmarks.curation
+	@$(PY) -m benchmarks.filters
+	@$(PY) -m benchmarks.extraction
+	@$(PY) -m benchmarks.stream
+
+clean:
+	@rm -rf runs .pytest_cache .ruff_cache .hypothesis

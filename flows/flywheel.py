@@ -1,0 +1,27 @@
+"""What a turn of the whole wheel is, as data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the training mixture: the documents of some kinds, and their token share."""
+
+    name: str
+    kinds: tuple[str, ...]
+    weight: float
+    max_repetition: float = 4.0
+    """Above this many epochs repeated data is worth much less (Muennighoff et al. 2023)."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """From a curation recipe to a trained and exported model."""
+
+    name: str
+    recipe: str
+    vocabulary_size: int
+    parts: tuple[Part, ...]
+    sequence_length: int
+    run: str
+    seed: int

@@ -1,0 +1,36 @@
+"""The Prefect flows. Each wraps the plain function of the same name in flows.stages.
+
+A task is a stage, never a document. Load them as `flows.orchestrate:curate`; the form
+`flows/orchestrate.py:curate` works too.
+"""
+
+from typing import Any
+
+from flows import prefect_settings
+
+prefect_settings.apply()
+
+from prefect import flow, task  # noqa: E402 - Prefect reads its settings when it is imported
+
+from flows import stages  # noqa: E402
+
+curate = flow(stages.curate, name="curate")
+tokenize = flow(stages.tokenize, name="tokenize")
+mix = flow(stages.mix, name="mix")
+pretrain = flow(stages.pretrain, name="pretrain")
+
+
+@flow(name="flywheel")
+def flywheel(
+    recipe: str,
+    out: str,
+    sources: tuple[str, ...] = (),
+    workers: int = 0,
+    memory: str = "8GiB",
+) -> dict[str, Any]:
+    """Turns the whole wheel; each stage is a task."""
+
+    def run_as_task(name: str, **arguments: Any) -> dict[str, Any]:
+        return task(getattr(stages, name), name=name)(**arguments)
+
+    return stages.flywheel(recipe, out, sources, workers, memory, run_as_task)

@@ -1,0 +1,21 @@
+"""Fixtures that the law tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.laws.harness import RECIPES, run, write_corpus
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> list[str]:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), sources=6, documents=1500)
+
+
+@pytest.fixture(scope="session")
+def reference(corpus, tmp_path_factory) -> Path:
+    """The dataset of an undisturbed run with one worker."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    result = run("curate", f"{RECIPES}:small", *corpus, "--out", str(out), "--workers", "1")
+    assert result.returncode == 0, result.stderr
+    return out

@@ -1,0 +1,60 @@
+"""A corpus of several sources, so that a run has several work units; the command as a process."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+RECIPES = "tests/laws/recipes.py"
+TEXT = "the of and to data model page tree river stone light a with that have run city year"
+WORDS = TEXT.split()
+
+
+def document(rng: np.random.Generator, words: int) -> str:
+    lines = [" ".join(rng.choice(WORDS, 8)) + "." for _ in range(max(1, words // 8))]
+    return "\n".join(lines)
+
+
+def write_corpus(folder: Path, sources: int, documents: int, words: int = 120) -> list[str]:
+    """Writes JSONL sources with duplicates across them, short, repetitive and broken documents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = []
+    for number in range(sources):
+        rng = np.random.default_rng(number)
+        shared = np.random.default_rng(1234)
+        path = folder / f"s{number}.jsonl"
+        with path.open("wb") as stream:
+            for index in range(documents):
+                kind = rng.integers(0, 20)
+                text = document(shared if kind < 3 else rng, int(rng.integers(20, 2 * words)))
+                if kind == 4:
+                    text = "too short"
+                elif kind == 5:
+                    text = "the same line again and again\n" * 30
+                line = json.dumps({"text": text, "n": index}).encode()
+                stream.write((b'{"text": "\xff"}' if kind == 6 else line) + b"\n")
+        arguments += ["--source", f"s{number}={path}"]
+    return arguments
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "flows.cli", *arguments]
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Returns the sha256 of every file of a dataset."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,41 @@
+"""Recipes that the law tests run through the command line."""
+
+from filters.gopher_quality import GopherQuality
+from filters.gopher_repetition import GopherRepetition
+from pipelines.clean import CleanText
+
+from pipelines.dedup.exact import ExactDedup
+from pipelines.dedup.keep import Longest
+from pipelines.readers.jsonl import JsonlReader
+from pipelines.recipe import Recipe
+from pipelines.step import Cut
+
+
+def small() -> Recipe:
+    """Two phases, an editor, a cut and duplicates across units."""
+    return Recipe(
+        "small",
+        (JsonlReader(),),
+        (
+            CleanText(),
+            GopherQuality(min_words=5, min_stop_words=1),
+            Cut(),
+            GopherRepetition(),
+            ExactDedup(keep=(Longest(),)),
+        ),
+    )
+
+
+def no_dedup() -> Recipe:
+    """One phase: read and write."""
+    return Recipe("no_dedup", (JsonlReader(),), (GopherQuality(min_words=5, min_stop_words=1),))
+
+
+def other() -> Recipe:
+    """Like no_dedup with another threshold."""
+    return Recipe("no_dedup", (JsonlReader(),), (GopherQuality(min_words=6, min_stop_words=1),))
+
+
+def missing_column() -> Recipe:
+    """Asks for a column that nothing adds."""
+    return Recipe("missing_column", (JsonlReader(),), (ExactDedup(column="perplexity"),))

@@ -1,0 +1,175 @@
+"""Laws 1 and 9 for every step there is: a new one in pipelines or filters is covered at once."""
+
+import dataclasses
+import importlib
+import pickle
+import pkgutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import filters
+import pipelines
+from pipelines.document import CONTENT, CONTENT_TYPE, RESERVED, document_ids
+from pipelines.global_step import VERDICTS, GlobalStep, Keys
+from pipelines.step import Editor, Filter, Step
+
+
+def all_steps() -> list[Step]:
+    for package in (pipelines, filters):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name != "pipelines.engines.warm":
+                importlib.import_module(module.name)
+    found, queue = [], [Step]
+    while queue:
+        step = queue.pop()
+        queue.extend(step.__subclasses__())
+        if step.__module__.split(".")[0] in ("pipelines", "filters"):
+            found.append(step)
+    abstract = (Step, Filter, Editor, GlobalStep)
+    return sorted((s() for s in found if s not in abstract), key=lambda step: step.name)
+
+
+STEPS = [step for step in all_steps() if not isinstance(step, GlobalStep)]
+GLOBAL_STEPS = [step for step in all_steps() if isinstance(step, GlobalStep)]
+
+WORDS = st.sampled_from(
+    [
+        "the",
+        "be",
+        "and",
+        "#",
+        "...",
+        "caf\u00e9",
+        "\u65e5\u672c\u8a9e",
+        "a\u0300",
+        "\x07",
+        "x1",
+        "-",
+        "\u2026",
+    ]
+)
+LINES = st.lists(WORDS, max_size=8).map(" ".join)
+TEXTS = st.one_of(
+    st.none(),
+    st.text(max_size=60),
+    st.lists(LINES, max_size=12).map("\n".join),
+    st.lists(LINES, min_size=1, max_size=2).map(lambda lines: "\r\n\r\n".join(lines * 6)),
+)
+PAGES = st.one_of(
+    st.none(),
+    st.binary(max_size=40),
+    LINES.map(lambda text: f"<html><body><p>{text}</p></body></html>".encode()),
+)
+
+
+@st.composite
+def batches(draw, least=0, most=12):
+    n = draw(st.integers(least, most))
+    texts = draw(st.lists(TEXTS, min_size=n, max_size=n))
+    pages = draw(st.lists(PAGES, min_size=n, max_size=n))
+    columns = {field.name: pa.nulls(n, field.type) for field in RESERVED}
+    columns["id"] = document_ids("s", ["p"] * n, [str(i) for i in range(n)])
+    columns["source"] = pa.array(["s"] * n, pa.string())
+    columns["text"] = pa.array(texts, pa.string())
+    columns[CONTENT] = pa.array(pages, pa.binary())
+    columns[CONTENT_TYPE] = pa.array(
+        [None if p is None else "text/html" for p in pages], pa.string()
+    )
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def run(step: Step, batch: pa.RecordBatch) -> pa.RecordBatch:
+    replaced = [n for n in step.adds.names if n in batch.schema.names and n not in step.reads]
+    return step(batch.drop_columns(replaced))
+
+
+def test_steps_are_found():
+    names = {step.name for step in STEPS + GLOBAL_STEPS}
+    wanted = {
+        "CleanText",
+        "ExactDedup",
+        "GopherQuality",
+        "GopherRepetition",
+        "HtmlText",
+        "LanguageId",
+    }
+    assert wanted <= names
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+@given(one=batches(), other=batches())
+@settings(deadline=None, max_examples=40)
+def test_step_of_two_batches_is_step_of_their_sum(step, one, other):
+    whole = pa.Table.from_batches([one, other]).combine_chunks().to_batches()
+    whole = whole[0] if whole else one
+    apart = pa.Table.from_batches([run(step, one), run(step, other)])
+    together = pa.Table.from_batches([run(step, whole)])
+    assert apart.to_pylist() == together.to_pylist()
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+@given(batch=batches())
+@settings(deadline=None, max_examples=25)
+def test_step_keeps_rows_and_adds_what_it_declares(step, batch):
+    result = run(step, batch)
+    assert result.num_rows == batch.num_rows
+    expected = [n for n in batch.schema.names if n not in step.consumes]
+    assert set(result.schema.names) == set(expected) | set(step.adds.names)
+    for field in step.adds:
+        assert result.schema.field(field.name).type == field.type
+    untouched = set(expected) - set(step.adds.names)
+    assert all(result.column(name).equals(batch.column(name)) for name in untouched)
+    result.validate(full=True)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+@given(batch=batches(4, 9), start=st.integers(0, 3))
+@settings(deadline=None, max_examples=25)
+def test_step_of_a_slice_is_slice_of_the_step(step, batch, start):
+    assert run(step, batch.slice(start)).to_pylist() == run(step, batch).slice(start).to_pylist()
+
+
+@pytest.mark.parametrize("step", STEPS + GLOBAL_STEPS, ids=lambda step: step.name)
+def test_step_pickles_as_its_parameters(step):
+    copy = pickle.loads(pickle.dumps(step))
+    assert copy == step
+    assert dataclasses.is_dataclass(step)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        step.anything = 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_filter_rules_name_columns_and_parameters(step):
+    for rule in getattr(step, "rules", ()):
+        assert rule.column in step.adds.names
+        assert hasattr(step, rule.threshold)
+
+
+@pytest.mark.parametrize("step", GLOBAL_STEPS, ids=lambda step: step.name)
+@given(batch=batches(0, 14), seed=st.integers(0, 99), cut=st.integers(0, 14))
+@settings(deadline=None, max_examples=40)
+def test_global_step_does_not_depend_on_order_or_batches(step, batch, seed, cut):
+    from pipelines.document import id_words
+
+    def keys_of(part):
+        group, rank = step.keys(part)
+        return group, rank
+
+    parts = [keys_of(batch.slice(0, cut)), keys_of(batch.slice(cut))]
+    group, rank = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    whole_group, whole_rank = step.keys(batch)
+    assert (group == whole_group).all()
+    assert (rank == whole_rank).all()
+    n = batch.num_rows
+    keys = Keys(group, rank, id_words(batch.column("id")), np.arange(n))
+    unit = np.zeros(n, np.int32)
+    order = np.random.default_rng(seed).permutation(n)
+    shuffled = Keys(group[order], rank[order], keys.id[order], keys.row[order])
+    one = step.decide(keys, unit).sort_by("row")
+    two = step.decide(shuffled, unit[order]).sort_by("row")
+    assert one.schema == VERDICTS
+    assert one.to_pylist() == two.to_pylist()
