@@ -1,4 +1,4 @@
-"""Charts as geometry: bins, axes, ticks and lines in percent of a plot; the templates draw them.
+"""Charts as geometry, in percent of a plot, and numbers as people read them; templates draw them.
 
 The plot is an SVG that stretches with the page while its labels are HTML text beside it, so that
 text stays sharp and readable on a phone, follows the page's light and dark colours, and the same
@@ -7,12 +7,15 @@ from 0 (left) to 100, y from 0 (top) to 100.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.step import COMPARISONS
 
 BINS = 48
 LINE_POINTS = 400
@@ -22,6 +25,10 @@ TICK_DISTANCE = 11.0
 """Percent of the plot between two tick labels."""
 CUT_FROM_RATIO = 3.0
 """A bar this many times as high as the next one is cut, so that the others can be seen."""
+BORDER_MARGIN = 0.1
+"""How far beyond a threshold at the edge of the data the axis goes, as a share of it."""
+GAP = 0.06
+"""Share of a bin that stays free on either side of its bar."""
 SMALLEST_BAR = 1.5
 """Percent of the plot: one document is still to be seen."""
 DISTINCT = 1_000
@@ -97,10 +104,10 @@ class Question:
         return None
 
     def breaks(self, value: Any) -> bool:
-        """Says whether a category breaks the rule."""
+        """Says whether a value breaks the rule."""
         if self.comparison == "not in":
             return value not in self.threshold
-        return (value == self.threshold) == (self.comparison == "==")
+        return bool(COMPARISONS[self.comparison](value, self.threshold))
 
 
 class Histogram:
@@ -108,21 +115,25 @@ class Histogram:
 
     Args:
         sample: some of the values; it settles the axis. Values beyond it go to the outer bins.
+            Of lists the length counts.
         questions: the rules on the signal; their thresholds are always on the axis.
         integer: the signal counts something.
     """
 
-    def __init__(self, sample: np.ndarray, questions: Sequence[Question], integer: bool) -> None:
+    def __init__(
+        self, sample: pa.ChunkedArray, questions: Sequence[Question], integer: bool
+    ) -> None:
         self.questions = questions
         self._half = 0.5 if integer else 0.0
         borders = [b for q in questions for b in q.span(self._half) or () if math.isfinite(b)]
-        self.edges, self.axis = bins(sample[np.isfinite(sample)], borders, integer)
+        self.edges, self.axis = bins(numbers(sample), borders, integer)
         self.counts = np.zeros((2, len(self.edges) - 1), np.int64)
         self.missing = 0
         self.smallest, self.largest = math.inf, -math.inf
 
-    def add(self, values: np.ndarray, dropped: np.ndarray) -> None:
-        """Counts values, (n,) float64 with NaN where there is none; `dropped` is (n,) bool."""
+    def add(self, column: pa.Array, dropped: np.ndarray) -> None:
+        """Counts a batch's values; `dropped` is (n,) bool."""
+        values = numbers(column)
         valid = np.isfinite(values)
         self.missing += int((~valid).sum())
         values, dropped = values[valid], dropped[valid]
@@ -144,14 +155,24 @@ class Histogram:
         if len(order) > 1 and order[1] and top > CUT_FROM_RATIO * order[1]:
             top, cut = 1.25 * order[1], int(np.argmax(height))
         bars = []
-        for i in np.flatnonzero(height):
+        for i in np.flatnonzero(height).tolist():
             kept, dropped = self.counts[:, i].tolist()
             full = min(100.0, max(SMALLEST_BAR, height[i] / top * 100))
-            bar = {"x": places[i], "width": widths[i], "cut": i == cut}
-            bar |= {"kept": kept, "dropped": dropped, "label": self._label(i)}
-            bar["height"] = full
-            bar["kept_height"] = full * kept / (kept + dropped)
-            bars.append(bar)
+            gap = GAP * widths[i]
+            bars.append(
+                {
+                    "x": places[i],
+                    "width": widths[i],
+                    "left": round(places[i] + gap, 2),
+                    "right": round(places[i + 1] - gap, 2),
+                    "height": full,
+                    "kept_height": full * kept / (kept + dropped),
+                    "kept": kept,
+                    "dropped": dropped,
+                    "label": self._label(i),
+                    "cut": i == cut,
+                }
+            )
         return {"bars": bars, "regions": self._regions(), "ticks": self.axis.ticks()}
 
     def _label(self, i: int) -> str:
@@ -180,14 +201,16 @@ class Categories:
         self.counts: dict[Any, list[int]] = {}
         self.missing = 0
 
-    def add(self, values: Iterable[Any], dropped: np.ndarray) -> None:
+    def add(self, values: pa.Array, dropped: np.ndarray) -> None:
         """Counts values; beyond the first DISTINCT different ones they are summed up."""
-        for (value, gone), number in Counter(zip(values, dropped.tolist(), strict=True)).items():
-            if value is None:
-                self.missing += number
-                continue
-            known = value in self.counts or len(self.counts) < DISTINCT
-            self.counts.setdefault(value if known else OTHER, [0, 0])[gone] += number
+        for column, chosen in enumerate((~dropped, dropped)):
+            for pair in pc.value_counts(values.filter(pa.array(chosen))).to_pylist():
+                value, number = pair["values"], pair["counts"]
+                if value is None:
+                    self.missing += number
+                    continue
+                known = value in self.counts or len(self.counts) < DISTINCT
+                self.counts.setdefault(value if known else OTHER, [0, 0])[column] += number
 
     def drawing(self) -> dict[str, Any]:
         """Returns the most frequent values as rows, the rest as one row."""
@@ -208,18 +231,23 @@ class Categories:
 
 def bins(sample: np.ndarray, borders: Sequence[float], integer: bool) -> tuple[np.ndarray, Axis]:
     """Returns edges and the axis for values like the sample; round edges where it is linear."""
-    values = sample if len(sample) else np.zeros(1)
+    values = sample[np.isfinite(sample)] if np.isfinite(sample).any() else np.zeros(1)
     low, median, high = np.quantile(values, (0.001, 0.5, 0.999)).tolist()
-    low, high = min([low, *borders]), max([high, *borders])
+    if max([low, *borders]) >= high:  # the broken side of a border is always seen
+        high = (1 + BORDER_MARGIN) * max(borders, default=high)
+    if borders and min(borders) <= low:
+        low = min(borders) - BORDER_MARGIN * abs(min(borders))
     unit = 1.0
     if not integer and (values > 0).any():
         unit = 10.0 ** math.floor(math.log10(np.quantile(values[values > 0], 0.1)))
     spread = high > LOG_FROM_RATIO * max(median, unit) and (integer or high > 1)
     if low >= -0.5 and spread:
-        ends = np.log1p([0.0, high / unit])
-        edges = np.expm1(np.linspace(*ends, BINS + 1)) * unit
+        start = 0.0 if low < 10 * unit else 10.0 ** math.floor(math.log10(low))
+        first, last = math.log1p(start / unit), math.log1p(high / unit)
+        edges = np.expm1(np.linspace(first, last, BINS + 1)) * unit
         if integer:
-            edges = np.unique(np.append(np.round(edges), math.ceil(high) + 1)) - 0.5
+            edges = np.unique(np.round(edges)) - 0.5
+            edges[-1] += 1.0
         return edges, Axis(float(edges[0]), float(edges[-1]), "log", unit)
     if 0 <= low < 0.4 * high:
         low = 0.0
@@ -230,13 +258,37 @@ def bins(sample: np.ndarray, borders: Sequence[float], integer: bool) -> tuple[n
     return edges, Axis(float(edges[0]), float(edges[-1]))
 
 
+def numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Returns numbers, or the lengths of lists, as float64 with NaN for null."""
+    if pa.types.is_list(values.type):
+        values = pc.list_value_length(values)
+    return np.asarray(pc.cast(values, pa.float64()), np.float64)
+
+
+def funnel(
+    rules: Sequence[dict[str, Any]], documents: int, size: int, outcome: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Returns what is left after each rule; of one source if its outcome is given."""
+    start = {"documents": documents, "bytes": size}
+    rows = []
+    for rule in rules:
+        dropped, dropped_bytes = rule["dropped"], rule["dropped_bytes"]
+        if outcome is not None:
+            dropped, dropped_bytes = outcome.get(rule["name"], (0, 0))
+        row = {"name": rule["name"], "anchor": rule["anchor"], "arrived": documents}
+        documents, size = documents - dropped, size - dropped_bytes
+        row |= {"dropped": dropped, "dropped_bytes": dropped_bytes, "start": start}
+        rows.append(row | {"documents": documents, "bytes": size})
+    return rows
+
+
 def line_plot(x: np.ndarray, y: np.ndarray, label: str) -> dict[str, Any]:
     """Returns a curve: means of up to LINE_POINTS equal stretches and the range within each."""
     groups = np.array_split(np.arange(len(x)), min(len(x), LINE_POINTS))
     means = np.array([[x[g].mean(), y[g].mean(), y[g].min(), y[g].max()] for g in groups])
     low, high = float(means[:, 2].min()), float(means[:, 3].max())
     margin = 0.06 * (high - low) or abs(high) or 1.0
-    vertical = Axis(0.0 if 0 <= low < 0.5 * high else low - margin, high + margin)
+    vertical = Axis(0.0 if 0 <= low < 0.15 * high else low - margin, high + margin)
     horizontal = Axis(float(x[0]), float(max(x[-1], x[0] + 1)))
     across = horizontal.place(means[:, 0])
     centre, lower, upper = (100 - vertical.place(means[:, column]) for column in (1, 2, 3))
@@ -280,3 +332,33 @@ def precise(value: Any) -> str:
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def share(part: float, whole: float) -> str:
+    """Returns a percentage that is 0% or 100% only where it is exactly that."""
+    if not whole:
+        return "-"
+    percent = 100 * part / whole
+    if 0 < percent < 0.05:
+        return "<0.1%"
+    if 99.95 <= percent < 100:
+        return ">99.9%"
+    return f"{percent:.1f}%" if percent % 100 else f"{percent:.0f}%"
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds in the two units that matter: 12 min 05 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def parameters(parameters: dict[str, Any]) -> str:
+    """Returns a step's parameters as they stand in its call."""
+    shown = {
+        name: f"({precise(value)})" if isinstance(value, list) else precise(value)
+        for name, value in parameters.items()
+    }
+    return ", ".join(f"{name}={value}" for name, value in shown.items())

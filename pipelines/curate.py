@@ -19,14 +19,13 @@ from pipelines.dataset import MANIFEST, WORK, Dataset, write_json
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import KEY_BYTES
 from pipelines.engines.local import LocalEngine
-from pipelines.engines.stages import group_bucket, map_unit, write_unit
+from pipelines.engines.stages import group_bucket, map_unit, warm_up, write_unit
 from pipelines.inputs import changed_inputs, forget_changed_units
 from pipelines.layout import make_layout
 from pipelines.manifest import make_manifest
 from pipelines.plan import Plan, make_plan
 from pipelines.progress import progress, say
 from pipelines.recipe import Recipe, Source, fingerprint
-from pipelines.scan import kernels_cached, warm_up
 from pipelines.statistics import merged
 from pipelines.step import Step
 
@@ -95,9 +94,6 @@ def curate(
         _sweep(job)
         if settings.verify:
             forget_changed_units(job)
-        if not kernels_cached():
-            say("compiling the text kernels: only on the first run, about half a minute")
-            warm_up()
         records = _run(job, settings)
         counts = merged(record["statistics"] for record in records)
         check_counts(job, records, counts)
@@ -113,6 +109,7 @@ def _run(job: Job, settings: Settings) -> list[dict[str, Any]]:
     sizes = [unit.size for unit in job.plan.units]
     units = [(unit,) for unit in range(len(sizes))]
     with LocalEngine(job, settings.workers, settings.memory) as engine:
+        engine.warm_up(warm_up)
         for phase, (steps, step) in enumerate(job.recipe.phases()):
             if step is None:
                 break

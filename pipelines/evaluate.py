@@ -64,7 +64,7 @@ def evaluate(steps: Sequence[Step], batch: pa.RecordBatch) -> Evaluated:
             batch, rows = cut(batch, rows)
             names.append(NO_TEXT)
             continue
-        batch = _run(step, batch)
+        batch = run_step(step, batch)
         if isinstance(step, (Filter, Editor)):
             for name in step.adds.names:
                 if name != "text":
@@ -94,7 +94,7 @@ def scatter(n: int, rows: np.ndarray, values: pa.Array) -> pa.Array:
     return values.take(pa.array(places, mask=absent))
 
 
-def _run(step: Step, before: pa.RecordBatch) -> pa.RecordBatch:
+def run_step(step: Step, before: pa.RecordBatch) -> pa.RecordBatch:
     """Runs a step and holds it to its word: one row in, one row out, the declared columns."""
     replaced = [n for n in step.adds.names if n in before.schema.names and n not in step.reads]
     after = step(before.drop_columns(replaced) if replaced else before)

@@ -1,8 +1,8 @@
 """The plan: which bytes make which work unit. It depends on the input alone.
 
 A large file that can be split gives spans of about 64 MB. Small files are packed in path order; a
-pack ends after a file whose path hash falls below size / 64 MB, so packs hold 64 MB on average and
-a file that is added or removed changes one pack, not all that follow.
+pack ends after a file whose path hash falls below size / 32 MB, so packs hold 32 MB on average (few
+over 100) and a file that is added or removed changes one pack, not all that follow.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipelines.readers.reader import SPLIT_BYTES, Reader, SourceFile, Span
 from pipelines.recipe import Source
 
+PACK_BYTES = 32 << 20
 MAX_PACK_FILES = 20_000
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -164,4 +165,4 @@ def _pack(reader: Reader, files: Sequence[SourceFile]) -> Iterator[tuple[Span, .
 
 def _ends_pack(file: SourceFile) -> bool:
     digest = hashlib.blake2b(file.path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64 < file.size / SPLIT_BYTES
+    return int.from_bytes(digest, "little") / 2**64 < file.size / PACK_BYTES

@@ -7,7 +7,6 @@ whatever can change a byte of the output; paths, engine, workers and memory stay
 import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -197,12 +196,13 @@ def load_function(name: str, kind: str) -> Any:
         path = Path(module_name)
         if not path.is_file():
             raise ValueError(f"{kind} {name!r}: there is no file {module_name}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise ValueError(f"{kind} {name!r}: {module_name} cannot be loaded as Python")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+        sys.path.append(str(path.resolve().parent))  # workers get it too, to unpickle its steps
+        module = importlib.import_module(path.stem)
+        if Path(module.__file__ or "").resolve() != path.resolve():
+            raise ValueError(
+                f"{kind} {name!r}: Python already has a module {path.stem} at {module.__file__}; "
+                f"rename the file"
+            )
     else:
         try:
             module = importlib.import_module(module_name)

@@ -48,7 +48,7 @@ def wheel() -> Wheel:
         recipe="flows.recipes.packages:python_packages",
         vocabulary_size=4_096,
         parts=(
-            Part("documentation", kinds=("prose", "markdown"), weight=0.5),
+            Part("documentation", kinds=("prose",), weight=0.5),
             Part("code", kinds=("code",), weight=0.5),
         ),
         sequence_length=512,

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipelines.dedup.keep import Order, ranks
 from pipelines.document import id_strings
 from pipelines.global_step import VERDICTS, GlobalStep, Keys
-from pipelines.scan import hash128, normalised_hash128
+from pipelines.hashing import hash128, normalised_hash128
 
 
 @dataclass(frozen=True)

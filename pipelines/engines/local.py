@@ -19,13 +19,14 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.engines.job import Job
-from pipelines.progress import Bar
+from pipelines.progress import Bar, say
 
 PARENT_BYTES = 250 << 20
 """Proportional set size of the parent and the fork server."""
 WORKER_BYTES = 500 << 20
 """Peak of one worker above that: libraries, one batch of 8 MB in all its forms, one writer."""
 TICK_S = 0.2
+COMPILING_AFTER_S = 8.0
 
 _job: Job | None = None
 _stop: Any = None
@@ -49,7 +50,9 @@ class LocalEngine:
         self.worker_memory = (memory - PARENT_BYTES) // self.workers
         """Bytes that one worker may use."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pipelines.engines.warm"])
+        parts = (*job.recipe.readers, *job.recipe.steps)
+        modules = sorted({type(part).__module__ for part in parts})
+        context.set_forkserver_preload(["pipelines.engines.stages", *modules])
         self._stop = context.Event()
         self._pool = ProcessPoolExecutor(
             self.workers, context, initializer=_start, initargs=(job, self._stop)
@@ -67,6 +70,13 @@ class LocalEngine:
         if error is not None:
             self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def warm_up(self, stage: Callable[[Job], None]) -> None:
+        """Runs a stage once before all others, so that only one worker compiles."""
+        future = self._pool.submit(_call, stage, ())
+        if wait([future], COMPILING_AFTER_S).not_done:
+            say("compiling the text kernels: only on the first run, about a minute")
+        future.result()
 
     def each(
         self,

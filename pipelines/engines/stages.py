@@ -32,13 +32,26 @@ from pipelines.engines.stretch import (
     one_batch,
     read_stretches,
 )
-from pipelines.evaluate import scatter
+from pipelines.evaluate import run_step, scatter
 from pipelines.global_step import VERDICTS, GlobalStep, Keys
 from pipelines.readers.reader import Tally
 from pipelines.statistics import Statistics
 
 LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
 PARTS = ("kept", "dropped", "ledger")
+
+
+def warm_up(job: Job) -> None:
+    """Runs every step on one short document, which loads or compiles all kernels."""
+    schema = job.layout.input
+    given = {"id": pa.array(["0" * 32]), "text": pa.array(["A word.\n\nAnd a \u2026 line."])}
+    columns = {f.name: pa.nulls(1, f.type) for f in schema} | given
+    batch = pa.RecordBatch.from_pydict(columns, schema=schema)
+    for steps, step in job.recipe.phases():
+        for part in steps:
+            batch = run_step(part, batch)
+        if step is not None:
+            step.keys(batch)
 
 
 def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A reader turns spans of files into record batches. A span is a whole small file or a part of a
 large one; which bytes a span holds never depends on workers or memory. A record that cannot be
 read is no exception but a row: its `error` column says why, its `text` is null, and the engine
-gives it a ledger row of its own. Only a path that cannot be opened at all raises OSError.
+gives it a ledger row of its own. A file that is missing, forbidden or not of its format is one
+such row too; any other OSError (a network that fails, a disk) is raised, for the engine to retry.
 """
 
 import hashlib
@@ -16,9 +17,24 @@ import fsspec
 import pyarrow as pa
 
 BATCH_BYTES = 8 << 20
-"""Text bytes at which a reader closes a batch. Part of the output's identity: row groups follow it."""
+"""Text bytes at which a reader closes a batch. Row groups follow it, so it shapes the output."""
 SPLIT_BYTES = 64 << 20
 """Size at which a splittable file is cut, and to which small files are packed."""
+UNREADABLE = (FileNotFoundError, PermissionError)
+"""What makes a file a row of its own, with the error `unreadable`; trying again does not help."""
+
+BROKEN = frozenset(
+    {
+        "broken_compression",
+        "broken_file",
+        "broken_record",
+        "invalid_json",
+        "invalid_utf8",
+        "truncated",
+        "unreadable",
+    }
+)
+"""Kinds of error that leave no record to speak of: they are counted as "broken"."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +62,15 @@ class Tally:
     """What a reader counts beside the documents that it yields."""
 
     records: Counter[str] = field(default_factory=Counter)
-    """Every record by type, documents and others: response, request, metadata, line, file, ..."""
+    """Every record by type, documents and others: response, request, line, file, ..., broken."""
     digests: dict[str, str] = field(default_factory=dict)
     """BLAKE2b-128 of the bytes read, by "path:start-stop"."""
+
+    def count(self, record_type: str, error: str | None) -> bool:
+        """Counts a record under its type, or as "broken" and returns true."""
+        broken = error is not None and error.partition(":")[0] in BROKEN
+        self.records["broken" if broken else record_type] += 1
+        return broken
 
     def digest(self, span: Span, hexdigest: str) -> None:
         """Notes the hash of a span's bytes."""
@@ -60,12 +82,17 @@ class Reader:
     """The base of all readers: a frozen dataclass, its fields are part of the recipe's identity."""
 
     version: ClassVar[int] = 1
-    suffixes: ClassVar[tuple[str, ...]] = ()
-    """Lower-case endings of the file names that it reads, with compression: .jsonl, .jsonl.gz."""
     libraries: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose version is part of the fingerprint."""
+
+    def claims(self, path: str) -> bool:
+        """Says by its name alone whether the reader reads a file: the first that claims it does."""
+        raise NotImplementedError
 
     def schema(self, file: SourceFile) -> pa.Schema:
         """Returns the columns that `read` yields for this file: key, origin, error and others.
+
+        A file of which nothing can be read has the columns that no file of the reader lacks.
 
         Raises:
             ValueError: a column that the reader is told to read is missing or of a wrong type.
@@ -77,7 +104,10 @@ class Reader:
         return [Span(file, 0, file.size)]
 
     def read(self, spans: Sequence[Span], tally: Tally) -> Iterator[pa.RecordBatch]:
-        """Yields batches of about BATCH_BYTES of text, each with the columns of `schema`."""
+        """Yields batches of about BATCH_BYTES of text, each with the columns of `schema`.
+
+        A batch may hold rows of several small files; where the schema changes, a new one begins.
+        """
         raise NotImplementedError
 
 
@@ -87,12 +117,18 @@ class HashingFile:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._hash = hashlib.blake2b(digest_size=16)
+        self._position = 0
 
     def read(self, size: int = -1) -> bytes:
         """Reads and hashes up to `size` bytes."""
         data = self._stream.read(size)
         self._hash.update(data)
+        self._position += len(data)
         return data
+
+    def tell(self) -> int:
+        """Returns how many bytes were read and hashed."""
+        return self._position
 
     def drain(self) -> str:
         """Reads what is left and returns the hash of the whole stream."""
@@ -101,13 +137,30 @@ class HashingFile:
         return self._hash.hexdigest()
 
 
+def span_hash(span: Span) -> str:
+    """Returns the BLAKE2b-128 of a span's bytes, for readers that do not read them in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    left = span.stop - span.start
+    with open_span(span) as stream:
+        while left and (data := stream.read(min(left, 1 << 20))):
+            digest.update(data)
+            left -= len(data)
+    return digest.hexdigest()
+
+
+def unreadable(error: OSError) -> str:
+    """Returns the error of a file that is not there or not ours to read, without its path."""
+    return f"unreadable: {error.strerror or type(error).__name__}"
+
+
 def open_span(span: Span) -> IO[bytes]:
     """Opens the span's file at the span's start.
 
     Raises:
         OSError: the file cannot be opened; the message names it.
     """
-    stream = fsspec.open(span.file.url, "rb").open()
+    filesystem, path = fsspec.url_to_fs(span.file.url)
+    stream = filesystem.open(path, "rb")
     if span.start:
         stream.seek(span.start)
     return stream

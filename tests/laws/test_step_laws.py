@@ -21,8 +21,7 @@ from pipelines.step import Editor, Filter, Step
 def all_steps() -> list[Step]:
     for package in (pipelines, filters):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name != "pipelines.engines.warm":
-                importlib.import_module(module.name)
+            importlib.import_module(module.name)
     found, queue = [], [Step]
     while queue:
         step = queue.pop()

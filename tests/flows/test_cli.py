@@ -1,0 +1,95 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flows import cli
+from pipelines.recipe import load_function
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def commands() -> list[str]:
+    names = [c.name or c.callback.__name__ for c in cli.app.registered_commands]
+    return names + [group.name for group in cli.app.registered_groups]
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name):
+    result = run(name, "--help")
+    assert result.returncode == 0
+    assert (
+        f"gristmill {name}" in (ROOT / "README.md").read_text()
+        or f"`{name}" in (ROOT / "README.md").read_text()
+    )
+    if name != "tokenizer":
+        assert "Example: gristmill" in result.stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, flows.cli; print([m for m in ('pyarrow', 'numba', 'torch', 'prefect') if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_published_recipes_stand_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for path in (ROOT / "flows" / "recipes").glob("[a-z]*.py"):
+        assert f"flows.recipes.{path.stem}:" in readme
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("english_web", "wanted module:function"),
+        ("flows.recipes.absent:x", "there is no module flows.recipes.absent"),
+        ("flows.recipes.web:absent", "has no 'absent'; it has: english_web"),
+        ("absent.py:x", "there is no file absent.py"),
+    ],
+)
+def test_a_wrong_recipe_name_says_what_there_is(name, words):
+    with pytest.raises(ValueError, match=words):
+        load_function(name, "recipe")
+
+
+def test_wrong_usage_exits_with_2_and_names_the_remedy(tmp_path):
+    assert run("curate").returncode == 2
+    size = run("curate", "flows.recipes.web:english_web", "--out", str(tmp_path), "--memory", "8")
+    assert size.returncode == 2
+    assert "for example 8GiB" in size.stderr
+    unfinished = run("why", str(tmp_path), "00")
+    assert unfinished.returncode == 2
+    assert "not a dataset" in unfinished.stderr
+
+
+def test_json_is_one_object_on_stdout(tmp_path):
+    lines = [
+        json.dumps({"text": f"the number of the page is {i} and that is all"}) for i in range(50)
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    result = run(
+        "curate",
+        "tests/laws/recipes.py:no_dedup",
+        "--source",
+        str(tmp_path / "in.jsonl"),
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads(result.stdout)
+    assert manifest["documents_in"] == manifest["kept"] + manifest["dropped"] == 50
