@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipelines.step import COMPARISONS
 
-BINS = 48
+BINS = 50
 LINE_POINTS = 400
 LOG_FROM_RATIO = 30.0
 """A signal whose largest values are this many medians gets a logarithmic axis."""
@@ -27,6 +27,8 @@ CUT_FROM_RATIO = 3.0
 """A bar this many times as high as the next one is cut, so that the others can be seen."""
 BORDER_MARGIN = 0.1
 """How far beyond a threshold at the edge of the data the axis goes, as a share of it."""
+TAIL_RATIO = 4.0
+"""A linear axis reaches the largest value if that is not this much above the 99.9th percentile."""
 GAP = 0.06
 """Share of a bin that stays free on either side of its bar."""
 SMALLEST_BAR = 1.5
@@ -35,6 +37,8 @@ DISTINCT = 1_000
 """Values of a categorical signal that are counted one by one."""
 CATEGORIES = 14
 OTHER = "other values"
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+"""Control characters as their Unicode pictures: HTML may not hold them, and a reader sees them."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,10 @@ class Histogram:
                     "dropped": dropped,
                     "label": self._label(i),
                     "cut": i == cut,
+                    "beyond": bool(
+                        (i == 0 and self.smallest < self.edges[0])
+                        or (i == len(widths) - 1 and self.largest > self.edges[-1])
+                    ),
                 }
             )
         return {"bars": bars, "regions": self._regions(), "ticks": self.axis.ticks()}
@@ -231,38 +239,47 @@ class Categories:
 
 def bins(sample: np.ndarray, borders: Sequence[float], integer: bool) -> tuple[np.ndarray, Axis]:
     """Returns edges and the axis for values like the sample; round edges where it is linear."""
-    values = sample[np.isfinite(sample)] if np.isfinite(sample).any() else np.zeros(1)
+    usual = np.abs(sample) < 1e300  # false for NaN; larger ones leave no room for arithmetic
+    values = sample[usual] if usual.any() else np.zeros(1)
     low, median, high = np.quantile(values, (0.001, 0.5, 0.999)).tolist()
     if max([low, *borders]) >= high:  # the broken side of a border is always seen
         high = (1 + BORDER_MARGIN) * max(borders, default=high)
     if borders and min(borders) <= low:
         low = min(borders) - BORDER_MARGIN * abs(min(borders))
+    largest = float(values.max())
     unit = 1.0
     if not integer and (values > 0).any():
         unit = 10.0 ** math.floor(math.log10(np.quantile(values[values > 0], 0.1)))
-    spread = high > LOG_FROM_RATIO * max(median, unit) and (integer or high > 1)
-    if low >= -0.5 and spread:
-        start = 0.0 if low < 10 * unit else 10.0 ** math.floor(math.log10(low))
-        first, last = math.log1p(start / unit), math.log1p(high / unit)
-        edges = np.expm1(np.linspace(first, last, BINS + 1)) * unit
-        if integer:
-            edges = np.unique(np.round(edges)) - 0.5
-            edges[-1] += 1.0
-        return edges, Axis(float(edges[0]), float(edges[-1]), "log", unit)
+    if low >= 0 and high > LOG_FROM_RATIO * max(median, unit) and (integer or high > 1):
+        return _log_bins(low, max(high, largest), unit, integer)
+    high = largest if high < largest <= TAIL_RATIO * high else high
     if 0 <= low < 0.4 * high:
         low = 0.0
-    step = round_step((high - low) / BINS) if high > low else 1.0
+    span = high - low
+    if span <= 1e-9 * abs(high):
+        span = abs(high) or 1.0
+    step = round_step(span / BINS)
     step = max(1.0, step) if integer else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     edges = np.arange(first, max(last, first + 1) + 1 + integer) * step - (0.5 if integer else 0.0)
     return edges, Axis(float(edges[0]), float(edges[-1]))
 
 
+def _log_bins(low: float, high: float, unit: float, integer: bool) -> tuple[np.ndarray, Axis]:
+    start = 0.0 if low < 10 * unit else 10.0 ** math.floor(math.log10(low))
+    first, last = math.log1p(start / unit), math.log1p(high / unit)
+    edges = np.expm1(np.linspace(first, last, BINS + 1)) * unit
+    if integer:
+        edges = np.unique(np.round(edges)) - 0.5
+        edges[-1] += 1.0
+    return edges, Axis(float(edges[0]), float(edges[-1]), "log", unit)
+
+
 def numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Returns numbers, or the lengths of lists, as float64 with NaN for null."""
     if pa.types.is_list(values.type):
         values = pc.list_value_length(values)
-    return np.asarray(pc.cast(values, pa.float64()), np.float64)
+    return np.asarray(pc.cast(values, pa.float64(), safe=False), np.float64)
 
 
 def funnel(
@@ -362,3 +379,8 @@ def parameters(parameters: dict[str, Any]) -> str:
         for name, value in parameters.items()
     }
     return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def excerpt(text: str, characters: int) -> str:
+    """Returns the start of a text with its control characters made visible."""
+    return text[:characters].translate(CONTROLS)

@@ -109,6 +109,155 @@ def show(
             print_examples(result, rule)
 
 
+tokenizer_app = typer.Typer(help="Train vocabularies.", no_args_is_help=True)
+app.add_typer(tokenizer_app, name="tokenizer")
+
+
+@tokenizer_app.command(
+    "train", epilog="Example: gristmill tokenizer train web --size 32000 --out tokenizer"
+)
+def tokenizer_train(
+    datasets: Annotated[list[str], typer.Argument(help="Folders of datasets.")],
+    out: Out,
+    kind: Annotated[str, typer.Option(help="bpe (byte-level) or sentencepiece.")] = "bpe",
+    size: Annotated[int, typer.Option(help="Ids, the 32 special ones included.")] = 32_000,
+    seed: Annotated[int, typer.Option(help="Draws the sample.")] = 0,
+    sample: Annotated[str, typer.Option(help="Text to train on.")] = "64MiB",
+    as_json: Json = False,
+) -> None:
+    """Train a vocabulary on a sample of datasets."""
+    with _errors():
+        arguments = {"kind": kind, "size": size, "seed": seed, "sample": sample}
+        result = _stage("train_tokenizer", False)(datasets=tuple(datasets), out=out, **arguments)
+        _show(result, as_json, f"tokenizer: {out}")
+
+
+@app.command(epilog="Example: gristmill tokenize web --tokenizer tokenizer --out tokens")
+def tokenize(
+    dataset: Annotated[str, typer.Argument(help="Folder of a dataset.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder of a tokenizer.")],
+    out: Out,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only documents whose column kind has this value.")
+    ] = None,
+    workers: Workers = 0,
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Encode a dataset into Megatron-compatible .bin and .idx files with lineage."""
+    with _errors():
+        result = _stage("tokenize", prefect)(
+            dataset=dataset, tokenizer=tokenizer, out=out, kinds=tuple(kind or ()), workers=workers
+        )
+        _show(result, as_json, f"token dataset: {out}")
+
+
+@app.command(epilog="Example: gristmill mix my.py:mixture --part web=tokens --out mixture")
+def mix(
+    mixture: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
+    part: Annotated[list[str], typer.Option(help="NAME=FOLDER of a token dataset.")],
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Of every order.")] = 0,
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Resolve a mixture: tokens, epochs and repetition of each part, before anything is spent."""
+    with _errors():
+        parts = dict(_pair(text) for text in part)
+        result = _stage("mix", prefect)(mixture=mixture, parts=parts, out=out, seed=seed)
+        _show(result, as_json, f"mixture: {out}")
+
+
+@app.command(
+    epilog="Example: gristmill pretrain flows.runs.hybrid_tiny:run --mixture mixture --out training"
+)
+def pretrain(
+    run: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
+    mixture: Annotated[str, typer.Option(help="Folder of a mixture.")],
+    out: Out,
+    tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer, to be checked.")] = "",
+    device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Train the hybrid on a mixture; the same command goes on where it stopped."""
+    with _errors():
+        result = _stage("pretrain", prefect)(
+            run=run, mixture=mixture, out=out, tokenizer=tokenizer, device=device
+        )
+        _show(result, as_json, f"training: {out}")
+
+
+@app.command(epilog="Example: gristmill export training --tokenizer tokenizer --out model")
+def export(
+    training: Annotated[str, typer.Argument(help="Folder that pretrain wrote.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Write the last checkpoint as a Hugging Face folder."""
+    with _errors():
+        result = _stage("export", False)(training=training, tokenizer=tokenizer, out=out)
+        _show(result, as_json, f"model: {out}")
+
+
+@app.command(epilog="Example: gristmill report web --open")
+def report(
+    folder: Annotated[str, typer.Argument(help="Folder of a dataset or of a flywheel run.")],
+    open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a self-contained HTML page about a dataset or a run."""
+    with _errors():
+        result = _stage("report", False)(folder=folder)
+        if open_:
+            import webbrowser
+            from pathlib import Path
+
+            webbrowser.open(Path(result["report"]).resolve().as_uri())
+        _show(result, as_json, f"report: {result['report']}")
+
+
+@app.command(epilog="Example: gristmill flywheel flows.recipes.packages:wheel --out runs/first")
+def flywheel(
+    recipe: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
+    out: Out,
+    source: Annotated[
+        list[str] | None, typer.Option(help="What to curate; without it the recipe's own sources.")
+    ] = None,
+    workers: Workers = 0,
+    memory: Annotated[str, typer.Option(help="For curation, for example 8GiB.")] = "8GiB",
+    as_json: Json = False,
+) -> None:
+    """Turn the whole wheel as a Prefect flow: curate, tokenize, mix, pretrain, export, report."""
+    with _errors():
+        result = _stage("flywheel", True)(
+            recipe=recipe, out=out, sources=tuple(source or ()), workers=workers, memory=memory
+        )
+        if as_json:
+            _print_json(result)
+        else:
+            from flows.console import print_wheel
+
+            print_wheel(result, out)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, folder = text.partition("=")
+    if not equals or not name or not folder:
+        raise ValueError(f"--part {text!r}: wanted NAME=FOLDER, for example web=tokens")
+    return name, folder
+
+
+def _show(result: dict[str, Any], as_json: bool, line: str) -> None:
+    if as_json:
+        _print_json(result)
+    else:
+        from flows.console import print_result
+
+        print_result(result, line)
+
+
 def _stage(name: str, prefect: bool) -> Any:
     if prefect:
         from flows import orchestrate

@@ -80,3 +80,33 @@ def print_examples(rows: list[dict[str, Any]], rule: str) -> None:
     for row in rows:
         title = f"{row['id']}  {row['source']}: {row['origin']['path']}"
         console.print(Panel(escape((row["text"] or "")[:TEXT_CHARACTERS]), title=escape(title)))
+
+
+def print_result(result: dict[str, Any], line: str) -> None:
+    """Prints the plain values of a result and where it is."""
+    for name, value in result.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            console.print(
+                f"{name}: {value:,.6g}" if isinstance(value, float) else f"{name}: {value:,}"
+            )
+    console.print(escape(line))
+
+
+def print_wheel(result: dict[str, Any], out: str) -> None:
+    """Prints the stages of a flywheel and where everything is."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("result")
+    for stage in result["stages"]:
+        plain = {k: v for k, v in stage["result"].items() if isinstance(v, (int, float, str))}
+        text = ", ".join(
+            f"{name} {value:,.6g}" if isinstance(value, (int, float)) else f"{name} {value[:12]}"
+            for name, value in plain.items()
+        )
+        table.add_row(stage["name"], f"{stage['seconds']:.1f}", escape(text))
+    console.print(table)
+    for name, place in result["folders"].items():
+        places = place.values() if isinstance(place, dict) else [place]
+        console.print(f"{name}: {escape(', '.join(f'{out}/{place}' for place in places))}")
+    console.print(f"[bold]report: {escape(result['report'])}[/]")

@@ -9,6 +9,7 @@ class Part:
 
     name: str
     kinds: tuple[str, ...]
+    """Values of the dataset's column `kind`."""
     weight: float
     max_repetition: float = 4.0
     """Above this many epochs repeated data is worth much less (Muennighoff et al. 2023)."""
@@ -20,8 +21,8 @@ class Wheel:
 
     name: str
     recipe: str
-    vocabulary_size: int
+    """The curation recipe, module:function."""
     parts: tuple[Part, ...]
-    sequence_length: int
     run: str
+    """The pretraining run, module:function; vocabulary size, length and tokens follow from it."""
     seed: int

@@ -3,8 +3,27 @@
 Imports of a stage stand inside it: each needs other heavy libraries, and a verb pays for its own.
 """
 
+import os
 import re
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from pipelines.dataset import write_json
+from pipelines.progress import progress, say
+from pipelines.recipe import load_function
+
+# What a flywheel's summary keeps of each stage's result.
+SUMMARY = {
+    "curate": ("documents_in", "kept", "dropped", "bytes_in", "bytes_kept"),
+    "train_tokenizer": ("size", "fingerprint"),
+    "tokenize": ("documents", "tokens", "bytes"),
+    "mix": ("num_samples", "fingerprint"),
+    "pretrain": ("status", "parameters", "steps", "tokens", "tokens_per_second", "bits_per_byte"),
+    "export": ("step",),
+}
+PROBE_PROMPTS = ["The", "import ", "def main():\n", "This library is"]
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -21,6 +40,11 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
+def cores() -> int:
+    """Returns how many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def curate(
     recipe: str,
     out: str,
@@ -33,18 +57,14 @@ def curate(
 ) -> dict[str, Any]:
     """Runs a recipe (`module:function`) over sources into a dataset; returns its manifest.
 
-    `workers` 0 is one for each core.
+    `workers` 0 is one for each core, here and below.
     """
-    import os
-
     from pipelines.curate import Settings
     from pipelines.curate import curate as run
     from pipelines.plan import parse_source
-    from pipelines.recipe import load_function
 
-    settings = Settings(
-        workers or len(os.sched_getaffinity(0)), parse_bytes(memory), verify, keep_dropped, sample
-    )
+    size = parse_bytes(memory)
+    settings = Settings(workers or cores(), size, verify, keep_dropped, sample)
     chosen = load_function(recipe, "recipe")()
     return run(chosen, [parse_source(source) for source in sources], out, settings)
 
@@ -60,7 +80,7 @@ def train_tokenizer(
     """Trains a vocabulary on a sample of datasets; returns its manifest."""
     from mixtures.vocabulary_training import train_vocabulary
 
-    say(f"tokenizer: {kind}, {size:,} ids, on up to {sample} of {', '.join(datasets)}")
+    say(f"tokenizer: training {kind} with {size:,} ids on up to {sample} of {', '.join(datasets)}")
     return train_vocabulary(datasets, out, kind, size, seed, parse_bytes(sample))
 
 
@@ -72,8 +92,16 @@ def tokenize(
     from pipelines.dataset import Dataset
 
     total = Dataset(dataset).manifest["bytes_kept"]
-    with progress(f"tokenize {dataset}", total, "B") as bar:
+    with progress(f"tokenize {' and '.join(kinds) or dataset}", total, "B") as bar:
         return run(dataset, tokenizer, out, kinds, workers or cores(), bar.advance)
+
+
+def mix(mixture: Any, parts: dict[str, str], out: str, seed: int = 0) -> dict[str, Any]:
+    """Resolves a mixture (`module:function`, or the object) of token datasets into its plan."""
+    from mixtures.mixture import mix as run
+
+    chosen = load_function(mixture, "mixture")() if isinstance(mixture, str) else mixture
+    return run(chosen, parts, out, seed)
 
 
 def pretrain(
@@ -82,13 +110,31 @@ def pretrain(
     """Trains a run (`module:function`) on a mixture, or goes on with it; returns a summary."""
     from training_hook.pretrain import pretrain as train
 
-    chosen = load_function(run, "run")()
     vocabulary = Path(tokenizer) if tokenizer else None
+    chosen = load_function(run, "run")()
     return train(chosen, Path(mixture), Path(out), vocabulary, device or None)
 
 
 def export(training: str, tokenizer: str, out: str) -> dict[str, Any]:
     """Writes the last checkpoint of a training run as a Hugging Face folder."""
+    from mixtures.vocabulary import load_vocabulary
+    from training_hook.checkpoint import checkpoints, load_weights, read_checkpoint
+    from training_hook.config import HybridConfig
+    from training_hook.export import export as write
+
+    found = checkpoints(Path(training) / "checkpoints") or checkpoints(Path(training))
+    if not found:
+        raise ValueError(
+            f"{training} holds no finished checkpoint (step-N); wanted the folder that "
+            f"`gristmill pretrain` wrote"
+        )
+    step, path = max(found.items())
+    config = HybridConfig(**read_checkpoint(path)["run"]["model"])
+    vocabulary = load_vocabulary(tokenizer)
+    prompts = [ids.tolist() for ids in vocabulary.encode_batch(PROBE_PROMPTS)]
+    say(f"export: step {step} to {out}")
+    folder = write(load_weights(path), config, vocabulary, Path(out), prompts)
+    return {"step": step, "folder": str(folder)}
 
 
 def report(folder: str) -> dict[str, Any]:
@@ -96,3 +142,85 @@ def report(folder: str) -> dict[str, Any]:
     from flows.report import write_report
 
     return {"report": str(write_report(folder))}
+
+
+def flywheel(
+    recipe: str,
+    out: str,
+    sources: tuple[str, ...] = (),
+    workers: int = 0,
+    memory: str = "8GiB",
+    call: Callable[..., dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Turns the whole wheel, stage after stage; a stage that is finished is not done again.
+
+    Args:
+        recipe: `module:function` that returns a flows.flywheel.Wheel.
+        out: folder of the run; every stage has its own folder in it.
+        sources: what to curate instead of the recipe's own sources.
+        workers: processes of the stages that use several.
+        memory: for curation.
+        call: runs a stage by name; the Prefect flow runs it as a task.
+
+    Returns:
+        `stages` with seconds and results, and `folders`, as written to wheel.json.
+    """
+    from mixtures.mixture import Mixture
+    from mixtures.mixture import Part as MixturePart
+
+    wheel = load_function(recipe, "flywheel")()
+    run = load_function(wheel.run, "run")()
+    folder = Path(out)
+    tokens = {part.name: str(folder / "tokens" / part.name) for part in wheel.parts}
+    places = {name: str(folder / name) for name in ("dataset", "tokenizer", "mixture", "training")}
+    places["model"] = str(folder / "model")
+    stages: list[dict[str, Any]] = []
+
+    def turn(name: str, **arguments: Any) -> dict[str, Any]:
+        start = time.monotonic()
+        say(f"[{len(stages) + 1}/{5 + len(wheel.parts)}] {name}")
+        result = (call or _call)(name, **arguments)
+        stages.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
+        stages[-1]["result"] = {key: result[key] for key in SUMMARY[name] if key in result}
+        return result
+
+    dataset, tokenizer = places["dataset"], places["tokenizer"]
+    turn(
+        "curate", recipe=wheel.recipe, out=dataset, sources=sources, workers=workers, memory=memory
+    )
+    size, seed = run.model.vocab_size, wheel.seed
+    turn(
+        "train_tokenizer", datasets=(dataset,), out=tokenizer, size=size, seed=seed, sample="24MiB"
+    )
+    for part in wheel.parts:
+        target = tokens[part.name]
+        turn(
+            "tokenize",
+            dataset=dataset,
+            tokenizer=tokenizer,
+            out=target,
+            kinds=part.kinds,
+            workers=workers,
+        )
+    parts = tuple(MixturePart(p.name, p.weight, p.max_repetition) for p in wheel.parts)
+    samples = run.total_steps * run.batch_size
+    mixture = Mixture(wheel.name, parts, run.sequence_length, num_samples=samples)
+    turn("mix", mixture=mixture, parts=tokens, out=places["mixture"], seed=seed)
+    turn(
+        "pretrain",
+        run=wheel.run,
+        mixture=places["mixture"],
+        out=places["training"],
+        tokenizer=tokenizer,
+    )
+    turn("export", training=places["training"], tokenizer=tokenizer, out=places["model"])
+    folders: dict[str, Any] = {k: Path(v).relative_to(folder).as_posix() for k, v in places.items()}
+    folders["tokens"] = {k: Path(v).relative_to(folder).as_posix() for k, v in tokens.items()}
+    result = {"recipe": wheel.name, "stages": stages, "folders": folders}
+    write_json(folder / "wheel.json", result)
+    result["report"] = report(out)["report"]
+    return result
+
+
+def _call(name: str, **arguments: Any) -> dict[str, Any]:
+    return globals()[name](**arguments)

@@ -46,12 +46,10 @@ def wheel() -> Wheel:
     return Wheel(
         name="packages",
         recipe="flows.recipes.packages:python_packages",
-        vocabulary_size=4_096,
         parts=(
             Part("documentation", kinds=("prose",), weight=0.5),
             Part("code", kinds=("code",), weight=0.5),
         ),
-        sequence_length=512,
         run="flows.runs.hybrid_tiny:run",
         seed=1,
     )

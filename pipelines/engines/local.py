@@ -52,7 +52,9 @@ class LocalEngine:
         context = multiprocessing.get_context("forkserver")
         parts = (*job.recipe.readers, *job.recipe.steps)
         modules = sorted({type(part).__module__ for part in parts})
-        context.set_forkserver_preload(["pipelines.engines.stages", *modules])
+        context.set_forkserver_preload(
+            ["pipelines.engines.preload", "pipelines.engines.stages", *modules]
+        )
         self._stop = context.Event()
         self._pool = ProcessPoolExecutor(
             self.workers, context, initializer=_start, initargs=(job, self._stop)

@@ -1,0 +1,11 @@
+"""Imported once by the fork server, before it forks workers.
+
+Numba spends over a second on its first compiled call; made here, that second is spent once, and all
+workers share its memory.
+"""
+
+import pyarrow as pa
+
+from pipelines.hashing import hash128
+
+READY = len(hash128(pa.array(["ready"])))
