@@ -57,6 +57,8 @@ class Axis:
     high: float
     scale: Literal["linear", "log"] = "linear"
     unit: float = 1.0
+    smallest_step: float = 0.0
+    """Between ticks of a linear axis: 1 for counts."""
 
     def place(self, values: Any) -> np.ndarray:
         """Returns values as percent of the axis, clipped to it."""
@@ -70,7 +72,7 @@ class Axis:
     def ticks(self, distance: float = TICK_DISTANCE) -> list[Tick]:
         """Returns round values with labels, at least `distance` percent apart."""
         if self.scale == "linear":
-            step = round_step((self.high - self.low) / 5)
+            step = max(self.smallest_step, round_step((self.high - self.low) / 5))
             first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
             values = [number * step for number in range(first, last + 1)]
         else:
@@ -262,7 +264,7 @@ def bins(sample: np.ndarray, borders: Sequence[float], integer: bool) -> tuple[n
     step = max(1.0, step) if integer else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     edges = np.arange(first, max(last, first + 1) + 1 + integer) * step - (0.5 if integer else 0.0)
-    return edges, Axis(float(edges[0]), float(edges[-1]))
+    return edges, Axis(float(edges[0]), float(edges[-1]), smallest_step=float(integer))
 
 
 def _log_bins(low: float, high: float, unit: float, integer: bool) -> tuple[np.ndarray, Axis]:

@@ -137,8 +137,9 @@ def tokenize(
     dataset: Annotated[str, typer.Argument(help="Folder of a dataset.")],
     tokenizer: Annotated[str, typer.Option(help="Folder of a tokenizer.")],
     out: Out,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="Only documents whose column kind has this value.")
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE: only documents that have it; repeat for more values."),
     ] = None,
     workers: Workers = 0,
     as_json: Json = False,
@@ -147,7 +148,11 @@ def tokenize(
     """Encode a dataset into Megatron-compatible .bin and .idx files with lineage."""
     with _errors():
         result = _stage("tokenize", prefect)(
-            dataset=dataset, tokenizer=tokenizer, out=out, kinds=tuple(kind or ()), workers=workers
+            dataset=dataset,
+            tokenizer=tokenizer,
+            out=out,
+            where=_grouped(where or []),
+            workers=workers,
         )
         _show(result, as_json, f"token dataset: {out}")
 
@@ -163,7 +168,7 @@ def mix(
 ) -> None:
     """Resolve a mixture: tokens, epochs and repetition of each part, before anything is spent."""
     with _errors():
-        parts = dict(_pair(text) for text in part)
+        parts = dict(_pair("--part", text) for text in part)
         result = _stage("mix", prefect)(mixture=mixture, parts=parts, out=out, seed=seed)
         _show(result, as_json, f"mixture: {out}")
 
@@ -242,11 +247,18 @@ def flywheel(
             print_wheel(result, out)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, folder = text.partition("=")
-    if not equals or not name or not folder:
-        raise ValueError(f"--part {text!r}: wanted NAME=FOLDER, for example web=tokens")
-    return name, folder
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise ValueError(f"{option} {text!r}: wanted NAME=VALUE, for example web=tokens")
+    return name, value
+
+
+def _grouped(texts: list[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, value in (_pair("--where", text) for text in texts):
+        groups.setdefault(name, []).append(value)
+    return groups
 
 
 def _show(result: dict[str, Any], as_json: bool, line: str) -> None:

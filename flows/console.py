@@ -31,10 +31,11 @@ def print_manifest(manifest: dict[str, Any], out: str) -> None:
     table.add_row("[bold]kept[/]", f"[bold]{kept}[/]", human(manifest["bytes_kept"], "B"), "")
     console.print(table)
     records = ", ".join(f"{name} {n:,}" for name, n in manifest["records"].items())
-    console.print(f"records: {escape(records)}")
+    console.print(f"records: {escape(records)}", soft_wrap=True)
     if manifest["unread_files"]:
         first = ", ".join(manifest["unread_examples"][:3])
-        console.print(f"files that no reader claims: {manifest['unread_files']} ({escape(first)})")
+        number = f"{manifest['unread_files']:,}"
+        console.print(f"files that no reader claims: {number} ({escape(first)})", soft_wrap=True)
     console.print(f"dataset: {escape(out)}")
 
 

@@ -14,10 +14,10 @@ from prefect import flow, task  # noqa: E402 - Prefect reads its settings when i
 
 from flows import stages  # noqa: E402
 
-curate = flow(stages.curate, name="curate")
-tokenize = flow(stages.tokenize, name="tokenize")
-mix = flow(stages.mix, name="mix")
-pretrain = flow(stages.pretrain, name="pretrain")
+curate = flow(name="curate")(stages.curate)
+tokenize = flow(name="tokenize")(stages.tokenize)
+mix = flow(name="mix")(stages.mix)
+pretrain = flow(name="pretrain")(stages.pretrain)
 
 
 @flow(name="flywheel")
@@ -31,6 +31,6 @@ def flywheel(
     """Turns the whole wheel; each stage is a task."""
 
     def run_as_task(name: str, **arguments: Any) -> dict[str, Any]:
-        return task(getattr(stages, name), name=name)(**arguments)
+        return task(name=name)(getattr(stages, name))(**arguments)
 
     return stages.flywheel(recipe, out, sources, workers, memory, run_as_task)

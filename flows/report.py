@@ -142,12 +142,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _dataset(dataset: Dataset, where: str) -> dict[str, Any]:
-    """Returns all that the page says about a dataset.
-
-    Args:
-        dataset: the dataset.
-        where: its folder, as the page names it in commands and links.
-    """
+    """Returns all that the page says about a dataset; `where` is its folder as the page sees it."""
     manifest = dataset.manifest
     ledger = _Ledger(dataset)
     rules = []
@@ -166,7 +161,7 @@ def _dataset(dataset: Dataset, where: str) -> dict[str, Any]:
     return {
         "manifest": manifest,
         "where": where,
-        "why": f"gristmill why {shlex.quote(where)}",
+        "quoted": shlex.quote(where),
         "rules": rules,
         "funnel": funnel(rules, manifest["documents_in"], manifest["bytes_in"], None),
         "sources": [
@@ -252,6 +247,7 @@ class _Ledger:
         rows = []
         for name, chart in self._charts.items():
             row = {"name": name, "chart": chart, "histogram": isinstance(chart, Histogram)}
+            row["counted"] = pa.types.is_list(self.schema.field(name).type)
             rows.append(row | self._manifest["signals"].get(name, size) | chart.drawing())
         return rows
 

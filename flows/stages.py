@@ -3,6 +3,7 @@
 Imports of a stage stand inside it: each needs other heavy libraries, and a verb pays for its own.
 """
 
+import json
 import os
 import re
 import time
@@ -25,6 +26,7 @@ SUMMARY = {
 }
 PROBE_PROMPTS = ["The", "import ", "def main():\n", "This library is"]
 
+WHEEL = "wheel.json"
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -85,15 +87,21 @@ def train_tokenizer(
 
 
 def tokenize(
-    dataset: str, tokenizer: str, out: str, kinds: tuple[str, ...] = (), workers: int = 0
+    dataset: str,
+    tokenizer: str,
+    out: str,
+    where: dict[str, list[str]] | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
-    """Encodes a dataset, or its documents of some kinds, into a token dataset."""
+    """Encodes a dataset into a token dataset; `where` chooses documents by a column's values."""
     from mixtures.token_dataset import tokenize as run
     from pipelines.dataset import Dataset
 
     total = Dataset(dataset).manifest["bytes_kept"]
-    with progress(f"tokenize {' and '.join(kinds) or dataset}", total, "B") as bar:
-        return run(dataset, tokenizer, out, kinds, workers or cores(), bar.advance)
+    chosen = where or {}
+    words = ", ".join(f"{name} {' or '.join(values)}" for name, values in chosen.items())
+    with progress(f"tokenize {words or dataset}", 0 if where else total, "B") as bar:
+        return run(dataset, tokenizer, out, workers or cores(), bar.advance, chosen)
 
 
 def mix(mixture: Any, parts: dict[str, str], out: str, seed: int = 0) -> dict[str, Any]:
@@ -108,6 +116,8 @@ def pretrain(
     run: str, mixture: str, out: str, tokenizer: str = "", device: str = ""
 ) -> dict[str, Any]:
     """Trains a run (`module:function`) on a mixture, or goes on with it; returns a summary."""
+    # with idle threads spinning, a busy machine trains ten times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training_hook.pretrain import pretrain as train
 
     vocabulary = Path(tokenizer) if tokenizer else None
@@ -174,14 +184,24 @@ def flywheel(
     tokens = {part.name: str(folder / "tokens" / part.name) for part in wheel.parts}
     places = {name: str(folder / name) for name in ("dataset", "tokenizer", "mixture", "training")}
     places["model"] = str(folder / "model")
+    folders: dict[str, Any] = {k: Path(v).relative_to(folder).as_posix() for k, v in places.items()}
+    folders["tokens"] = {k: Path(v).relative_to(folder).as_posix() for k, v in tokens.items()}
+    earlier = (
+        json.loads((folder / WHEEL).read_text())["stages"] if (folder / WHEEL).exists() else []
+    )
     stages: list[dict[str, Any]] = []
 
     def turn(name: str, **arguments: Any) -> dict[str, Any]:
         start = time.monotonic()
         say(f"[{len(stages) + 1}/{5 + len(wheel.parts)}] {name}")
         result = (call or _call)(name, **arguments)
-        stages.append({"name": name, "seconds": round(time.monotonic() - start, 1)})
-        stages[-1]["result"] = {key: result[key] for key in SUMMARY[name] if key in result}
+        stage = {"name": name, "seconds": round(time.monotonic() - start, 1)}
+        stage["result"] = {key: result[key] for key in SUMMARY[name] if key in result}
+        before = earlier[len(stages)] if len(stages) < len(earlier) else {}
+        if before.get("result") == stage["result"]:  # it was done already: its own time counts
+            stage = before
+        stages.append(stage)
+        write_json(summary, {"recipe": wheel.name, "stages": stages, "folders": folders})
         return result
 
     dataset, tokenizer = places["dataset"], places["tokenizer"]
@@ -199,27 +219,24 @@ def flywheel(
             dataset=dataset,
             tokenizer=tokenizer,
             out=target,
-            kinds=part.kinds,
+            where={"kind": list(part.kinds)},
             workers=workers,
         )
     parts = tuple(MixturePart(p.name, p.weight, p.max_repetition) for p in wheel.parts)
     samples = run.total_steps * run.batch_size
     mixture = Mixture(wheel.name, parts, run.sequence_length, num_samples=samples)
     turn("mix", mixture=mixture, parts=tokens, out=places["mixture"], seed=seed)
-    turn(
+    trained = turn(
         "pretrain",
         run=wheel.run,
         mixture=places["mixture"],
         out=places["training"],
         tokenizer=tokenizer,
     )
+    if trained["status"] != "finished":
+        raise RuntimeError("pretraining was stopped; run the same command again to continue")
     turn("export", training=places["training"], tokenizer=tokenizer, out=places["model"])
-    folders: dict[str, Any] = {k: Path(v).relative_to(folder).as_posix() for k, v in places.items()}
-    folders["tokens"] = {k: Path(v).relative_to(folder).as_posix() for k, v in tokens.items()}
-    result = {"recipe": wheel.name, "stages": stages, "folders": folders}
-    write_json(folder / "wheel.json", result)
-    result["report"] = report(out)["report"]
-    return result
+    return {"stages": stages, "folders": folders, "report": report(out)["report"]}
 
 
 def _call(name: str, **arguments: Any) -> dict[str, Any]:

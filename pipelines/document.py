@@ -15,9 +15,11 @@ import pyarrow as pa
 ORIGIN = pa.struct(
     [
         ("path", pa.string()),  # below the source's root
-        ("offset", pa.int64()),  # bytes into the (compressed) file; null where a row has none
-        ("length", pa.int64()),  # bytes; null where unknown
-        ("content_hash", pa.string()),  # BLAKE2b-128 of the record's bytes, hexadecimal
+        # bytes into the file as it is stored, except in compressed JSON Lines: there into what it
+        # decompresses to; null where a record has no place of its own (Parquet)
+        ("offset", pa.int64()),
+        ("length", pa.int64()),  # bytes, as offset; null where unknown
+        ("content_hash", pa.string()),  # BLAKE2b-128 of the record, uncompressed, hexadecimal
     ]
 )
 
@@ -48,6 +50,11 @@ CONTENT_TYPE = "content_type"
 def content_hash(data: bytes | memoryview) -> str:
     """Returns the BLAKE2b-128 digest of a record's bytes as 32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def valid_text(text: str) -> str:
+    r"""Returns text that UTF-8 can hold: lone surrogates, as in odd file names, become \udcxx."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def document_ids(source: str, paths: Sequence[str], keys: Sequence[str]) -> pa.StringArray:

@@ -1,4 +1,4 @@
-"""128-bit hashes of whole texts, for exact dedup: MurmurHash3_x64_128, compiled, over Arrow buffers.
+"""128-bit hashes of whole texts, for exact dedup: MurmurHash3_x64_128 over Arrow buffers.
 
 Source: Austin Appleby, smhasher, MurmurHash3.cpp. It is fast and spreads well; it is not meant to
 withstand somebody who constructs collisions.

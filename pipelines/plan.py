@@ -106,6 +106,8 @@ def list_files(source: Source) -> list[SourceFile]:
         mark = info.get("mtime") or info.get("ETag") or info.get("blob_id") or info.get("created")
         url = key if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(key)
         relative = key[len(base) :].lstrip("/")
+        if not re.fullmatch(source.files, relative, re.DOTALL):
+            continue
         files.append(SourceFile(source.name, relative, url, int(info["size"] or 0), str(mark)))
     if not files:
         raise ValueError(f"source {source.name}: {source.root!r} matches no file")

@@ -33,6 +33,8 @@ class Source:
 
     name: str
     root: str  # a file, a folder, an fsspec URL or a Hugging Face dataset "namespace/name"
+    files: str = ".*"
+    """Regular expression that the path of a file below the root has to match."""
 
 
 @dataclass(frozen=True)

@@ -12,33 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.scan_kernels import count_separators, scan_documents
+from pipelines import scan_kernels as kernels
 from pipelines.text_buffers import eight_bytes, same_memory, string_buffers
 from pipelines.unicode_tables import character_classes
 
-PADDING = 8
-"""Bytes behind the last letter, so that eight bytes can be read from any of them."""
-
-# Columns of the counts that the scan keeps for each document.
-_COUNTS = (
-    "n_code_points",
-    "n_non_symbol_words",
-    "n_non_symbol_characters",
-    "n_alpha_words",
-    "n_hash_signs",
-    "n_ellipses",
-    "n_text_lines",
-    "n_bullet_lines",
-    "n_ellipsis_lines",
-)
+PADDING = 16
+"""Bytes behind the last letter, so that 16 bytes can be read from any of them."""
 
 
 @dataclass(frozen=True)
 class Scan:
     """What one pass found in n documents. A null document has no words, lines or counts.
 
-    Word w of document d: word_offsets[d] <= w < word_offsets[d + 1]; lines and paragraphs alike.
-    Lengths are in code points, everything named bounds, start or stop in bytes.
+    Word w belongs to document d where word_offsets[d] <= w < word_offsets[d + 1]; lines and
+    paragraphs alike. Lengths are in code points, bounds and spans in bytes.
     """
 
     valid: np.ndarray
@@ -47,16 +34,16 @@ class Scan:
     word_offsets: np.ndarray
     """int64 (n + 1,)"""
     word_hash: np.ndarray
-    """uint64 (words,): hash of the UTF-8 bytes; equal words, equal hashes."""
+    """uint64 (words,): hash of the UTF-8 bytes."""
     word_length: np.ndarray
     """int32 (words,)"""
     word_bounds: np.ndarray
     """int32 (words + 1,): word w is letters[word_bounds[w]:word_bounds[w + 1]]."""
     letters: np.ndarray
-    """uint8: the bytes of all words without the white space, then PADDING zero bytes."""
+    """uint8: the bytes of all words without the white space, and PADDING bytes more."""
 
     line_offsets: np.ndarray
-    """int64 (n + 1,): lines as re.split("\\n+", text) yields them, empty ones at the ends too."""
+    r"""int64 (n + 1,): lines as re.split("\n+", text) yields them, empty ones at the ends too."""
     line_hash: np.ndarray
     """uint64 (lines,)"""
     line_length: np.ndarray
@@ -65,14 +52,19 @@ class Scan:
     """int32 (lines, 2): start and stop within the document."""
 
     paragraph_offsets: np.ndarray
-    """int64 (n + 1,): paragraphs as re.split("\\n{2,}", text.strip()) yields them."""
+    r"""int64 (n + 1,): paragraphs as re.split("\n{2,}", text.strip()) yields them."""
     paragraph_hash: np.ndarray
     """uint64 (paragraphs,)"""
     paragraph_length: np.ndarray
     """int32 (paragraphs,)"""
 
     counts: np.ndarray
-    """int32 (n, 9): read them by name, below."""
+    """int32 (n, 9): read its columns by name, below."""
+
+    def column(self, values: np.ndarray, kind: pa.DataType) -> pa.Array:
+        """Returns one value a document as an Arrow array, null where the text is null."""
+        values = np.asarray(values, kind.to_pandas_dtype())
+        return pa.array(values, kind, mask=None if self.valid.all() else ~self.valid)
 
     @property
     def n_words(self) -> np.ndarray:
@@ -82,50 +74,47 @@ class Scan:
     @property
     def n_code_points(self) -> np.ndarray:
         """int32 (n,): len(text)."""
-        return self._count("n_code_points")
+        return self.counts[:, kernels.CODE_POINTS]
 
     @property
     def n_non_symbol_words(self) -> np.ndarray:
         """int32 (n,): words with a character that is no punctuation."""
-        return self._count("n_non_symbol_words")
+        return self.counts[:, kernels.NON_SYMBOL_WORDS]
 
     @property
     def n_non_symbol_characters(self) -> np.ndarray:
         """int32 (n,): code points of all non-symbol words."""
-        return self._count("n_non_symbol_characters")
+        return self.counts[:, kernels.NON_SYMBOL_CHARACTERS]
 
     @property
     def n_alpha_words(self) -> np.ndarray:
         """int32 (n,): words with a letter."""
-        return self._count("n_alpha_words")
+        return self.counts[:, kernels.ALPHA_WORDS]
 
     @property
     def n_hash_signs(self) -> np.ndarray:
         """int32 (n,): text.count("#")."""
-        return self._count("n_hash_signs")
+        return self.counts[:, kernels.HASH_SIGNS]
 
     @property
     def n_ellipses(self) -> np.ndarray:
         """int32 (n,): text.count("...") and U+2026 together."""
-        return self._count("n_ellipses")
+        return self.counts[:, kernels.ELLIPSES]
 
     @property
     def n_text_lines(self) -> np.ndarray:
         """int32 (n,): len(text.splitlines())."""
-        return self._count("n_text_lines")
+        return self.counts[:, kernels.TEXT_LINES]
 
     @property
     def n_bullet_lines(self) -> np.ndarray:
         """int32 (n,): text lines whose first word starts with "-" or U+2022."""
-        return self._count("n_bullet_lines")
+        return self.counts[:, kernels.BULLET_LINES]
 
     @property
     def n_ellipsis_lines(self) -> np.ndarray:
         """int32 (n,): text lines whose last word ends with "..." or U+2026."""
-        return self._count("n_ellipsis_lines")
-
-    def _count(self, name: str) -> np.ndarray:
-        return self.counts[:, _COUNTS.index(name)]
+        return self.counts[:, kernels.ELLIPSIS_LINES]
 
 
 _last: tuple[pa.StringArray, Scan] | None = None
@@ -135,59 +124,52 @@ def scan(text: pa.StringArray) -> Scan:
     """Returns the scan of a string array; the last one is kept, so asking again costs nothing.
 
     Raises:
-        ValueError: the array is not of type string.
+        ValueError: the array is not of type string, or holds bytes that are not UTF-8.
     """
     global _last
     last = _last
     if last is not None and same_memory(last[0], text):
         return last[1]
-    offsets, data, valid = string_buffers(text)
-    n = len(text)
-    part = data[offsets[0] : offsets[-1]]
-    words, lines = count_separators(part)
-    most = [words + 2 * n, lines + n, lines + n]
-    letters = np.zeros(part.size + PADDING, np.uint8)
-    bounds = np.empty(words + 2 * n + 1, np.int32)
-    hashes = [np.empty(size, np.uint64) for size in most]
-    lengths = [np.empty(size, np.int32) for size in most]
-    spans = np.empty((lines + n, 2), np.int32)
-    document_offsets = np.zeros((n + 1, 3), np.int64)
-    counts = np.zeros((n, len(_COUNTS)), np.int32)
-    scan_documents(
-        data,
-        eight_bytes(data),
-        character_classes(),
-        offsets,
-        valid,
-        letters,
-        eight_bytes(letters),
-        bounds,
-        hashes[0],
-        lengths[0],
-        hashes[1],
-        lengths[1],
-        spans,
-        hashes[2],
-        lengths[2],
-        document_offsets,
-        counts,
-    )
-    words, lines, paragraphs = (int(x) for x in document_offsets[-1])
-    result = Scan(
-        valid=valid,
-        word_offsets=document_offsets[:, 0],
-        word_hash=hashes[0][:words],
-        word_length=lengths[0][:words],
-        word_bounds=bounds[: words + 1],
-        letters=letters,
-        line_offsets=document_offsets[:, 1],
-        line_hash=hashes[1][:lines],
-        line_length=lengths[1][:lines],
-        line_spans=spans[:lines],
-        paragraph_offsets=document_offsets[:, 2],
-        paragraph_hash=hashes[2][:paragraphs],
-        paragraph_length=lengths[2][:paragraphs],
-        counts=counts,
-    )
+    result = _scanned(text)
     _last = (text, result)
     return result
+
+
+def _scanned(text: pa.StringArray) -> Scan:
+    offsets, data, valid = string_buffers(text)
+    part = data[offsets[0] : offsets[-1]]
+    most_words, most_lines = kernels.count_separators(part)
+    most_words += 2 * len(text)
+    most_lines += len(text)
+    letters = np.zeros(part.size + PADDING, np.uint8)
+    bounds = np.empty(most_words + 1, np.int32)
+    words = kernels.Words(letters, eight_bytes(letters), bounds, *_hashes_and_lengths(most_words))
+    spans = np.empty((most_lines, 2), np.int32)
+    lines = kernels.Lines(*_hashes_and_lengths(most_lines), spans)
+    paragraphs = kernels.Paragraphs(*_hashes_and_lengths(most_lines))
+    offsets_out = np.zeros((len(text) + 1, 3), np.int64)
+    counts = np.zeros((len(text), kernels.NUM_COUNTS), np.int32)
+    source = kernels.Text(data, eight_bytes(data), character_classes())
+    kernels.scan_documents(source, offsets, valid, words, lines, paragraphs, offsets_out, counts)
+    num_words, num_lines, num_paragraphs = offsets_out[-1].tolist()
+    word_offsets, line_offsets, paragraph_offsets = np.ascontiguousarray(offsets_out.T)
+    return Scan(
+        valid=valid,
+        word_offsets=word_offsets,
+        word_hash=words.hashes[:num_words],
+        word_length=words.lengths[:num_words],
+        word_bounds=words.bounds[: num_words + 1],
+        letters=letters,
+        line_offsets=line_offsets,
+        line_hash=lines.hashes[:num_lines],
+        line_length=lines.lengths[:num_lines],
+        line_spans=spans[:num_lines],
+        paragraph_offsets=paragraph_offsets,
+        paragraph_hash=paragraphs.hashes[:num_paragraphs],
+        paragraph_length=paragraphs.lengths[:num_paragraphs],
+        counts=counts,
+    )
+
+
+def _hashes_and_lengths(size: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty(size, np.uint64), np.empty(size, np.int32)

@@ -9,6 +9,8 @@ Compiled code here never calls compiled code of another file: numba's disk cache
 kernel's own file and would go on using an old callee.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
@@ -22,33 +24,95 @@ ONES = U(0x0101010101010101)
 HIGH = ONES * U(0x80)
 CR, NEWLINE, BLANK, HASH_SIGN, DASH, FULL_STOP = 13, 10, 32, 35, 45, 46
 
+NUM_COUNTS = 9
+(
+    CODE_POINTS,
+    NON_SYMBOL_WORDS,
+    NON_SYMBOL_CHARACTERS,
+    ALPHA_WORDS,
+    HASH_SIGNS,
+    ELLIPSES,
+    TEXT_LINES,
+    BULLET_LINES,
+    ELLIPSIS_LINES,
+) = range(NUM_COUNTS)
+
+
+class Text(NamedTuple):
+    """The input: bytes, the same eight at a time, and the classes of code points."""
+
+    data: np.ndarray
+    data8: np.ndarray
+    classes: np.ndarray
+
+
+class Words(NamedTuple):
+    """Word w is letters[bounds[w]:bounds[w + 1]]."""
+
+    letters: np.ndarray
+    letters8: np.ndarray
+    bounds: np.ndarray
+    hashes: np.ndarray
+    lengths: np.ndarray
+
+
+class Lines(NamedTuple):
+    """Lines; spans are start and stop within the document."""
+
+    hashes: np.ndarray
+    lengths: np.ndarray
+    spans: np.ndarray
+
+
+class Paragraphs(NamedTuple):
+    """Paragraphs."""
+
+    hashes: np.ndarray
+    lengths: np.ndarray
+
+
+@kernel
+def step(h, block):
+    """Takes eight bytes into a hash; bijective in each argument."""
+    h = (h ^ block) * M1
+    return ((h << U(29)) | (h >> U(35))) * M2
+
+
+@kernel
+def finish(h):
+    """Returns the hash of a state, bijective."""
+    h ^= h >> U(32)
+    h *= M3
+    return h ^ (h >> U(29))
+
+
+@kernel
+def low_bytes(n):
+    """Returns a mask of the n low bytes, n from 0 to 7."""
+    return (U(1) << U(8 * n)) - U(1)
+
 
 @kernel
 def hash_span(data, data8, start, stop):
-    """Returns the 64-bit hash of data[start:stop]; may be called with any span.
+    """Returns the 64-bit hash of data[start:stop].
 
-    Eight bytes a step: two multiplications and a rotation, so every bit of the state depends on
-    every byte before. Spans of one length up to eight bytes never collide (each step is bijective).
+    Eight bytes a step, the last one filled up with zeros, the length in the first state. Spans of
+    one length up to eight bytes never collide.
     """
     h = U(stop - start) * M3
     i = start
     while i + 8 <= stop:
-        h = (h ^ data8[i]) * M1
-        h = ((h << U(29)) | (h >> U(35))) * M2
+        h = step(h, data8[i])
         i += 8
     if i < stop:
-        rest = U(64 - 8 * (stop - i))
         if i + 8 <= data.size:
-            block = data8[i] << rest
+            block = data8[i] & low_bytes(stop - i)
         else:
             block = U(0)
-            for j in range(i, stop):
-                block = (block >> U(8)) | (U(data[j]) << U(56))
-        h = (h ^ block) * M1
-        h = ((h << U(29)) | (h >> U(35))) * M2
-    h ^= h >> U(32)
-    h *= M3
-    return h ^ (h >> U(29))
+            for j in range(stop - 1, i - 1, -1):
+                block = (block << U(8)) | U(data[j])
+        h = step(h, block)
+    return finish(h)
 
 
 @kernel
@@ -92,7 +156,8 @@ def count_separators(text):
 def graphic_prefix(block):
     """Splits eight bytes at the first one that is white space, control or not ASCII.
 
-    Returns the number of bytes before it (0 to 8) and whether they hold a letter, and a digit.
+    Returns the number of bytes before it (0 to 8), these bytes, and bits that are not 0 if they
+    hold a letter, and a digit.
     """
     # a byte below 0x21 borrows into its own high bit; borrows only spread to later bytes
     marks = ((block - ONES * U(0x21)) | block) & HIGH
@@ -102,19 +167,18 @@ def graphic_prefix(block):
     lower = block | ONES * U(0x20)
     alpha = (lower + ONES * U(0x1F)) & ~(lower + ONES * U(0x05)) & HIGH  # a to z
     digit = (block + ONES * U(0x50)) & ~(block + ONES * U(0x46)) & HIGH  # 0 to 9
-    return np.int64(size), alpha, digit
+    return np.int64(size), block, alpha, digit
 
 
 @kernel
-def split_words(
-    data, data8, start, stop, classes, letters, letters8, bounds, hashes, lengths, w, ends, counts
-):
-    """Appends the words of data[start:stop] to letters, bounds, hashes and lengths.
+def split_words(text, start, stop, words, w, ends, counts):
+    """Notes the words of data[start:stop] from word w on.
 
     ends[e] is (byte, word, code point) of each LINE_END character: where it stands, how many words
     were closed and how many code points stood before it. Returns the next w and the number of ends.
     """
-    first_word = w
+    data, data8, classes = text
+    letters, letters8, bounds, hashes, lengths = words
     k = np.int64(bounds[w])
     e = 0
     extra = 0  # bytes less code points
@@ -123,40 +187,45 @@ def split_words(
     alpha_words = 0
     i = start
     while i < stop:
-        if data[i] == BLANK:
+        b = data[i]
+        if b == BLANK:
             i += 1
             continue
-        code_point, size = decode(data, i, stop)
-        kind = classes[code_point]
-        if kind & SPACE:
-            if kind & LINE_END:
-                ends[e, 0] = i
-                ends[e, 1] = w
-                ends[e, 2] = i - start - extra
-                e += 1
-            extra += size - 1
-            i += size
-            continue
+        if b < BLANK or b > 0x7F:
+            code_point, size = decode(data, i, stop)
+            kind = classes[code_point]
+            if kind & SPACE:
+                if kind & LINE_END:
+                    ends[e, 0] = i
+                    ends[e, 1] = w
+                    ends[e, 2] = i - start - extra
+                    e += 1
+                extra += size - 1
+                i += size
+                continue
         if w + 1 == bounds.size:
             raise ValueError("scan: the text column holds bytes that are not UTF-8")
         begin = k
         extra_before = extra
+        first_block = U(0)
         alpha = U(0)
         digit = U(0)
         while i < stop:
-            if i + 8 <= data.size:
+            if data[i] < 0x80 and i + 8 <= data.size:
                 block = data8[i]
                 if stop - i < 8:
-                    block &= (U(1) << U(8 * (stop - i))) - U(1)
+                    block &= low_bytes(stop - i)
                 letters8[k] = block
-                size, has_alpha, has_digit = graphic_prefix(block)
+                size, block, has_alpha, has_digit = graphic_prefix(block)
+                if k == begin:
+                    first_block = block
                 alpha |= has_alpha
                 digit |= has_digit
                 k += size
                 i += size
                 if size == 8:
                     continue
-                if i == stop:
+                if i == stop or data[i] == BLANK:
                     break
             code_point, size = decode(data, i, stop)
             kind = classes[code_point]
@@ -166,10 +235,14 @@ def split_words(
             digit |= U(kind & NOT_SYMBOL)
             for j in range(size):
                 letters[k + j] = data[i + j]
+            first_block = U(0)
             extra += size - 1
             k += size
             i += size
-        hashes[w] = hash_span(letters, letters8, begin, k)
+        if first_block and k - begin <= 8:
+            hashes[w] = finish(step(U(k - begin) * M3, first_block))
+        else:
+            hashes[w] = hash_span(letters, letters8, begin, k)
         length = k - begin - (extra - extra_before)
         lengths[w] = length
         w += 1
@@ -178,41 +251,43 @@ def split_words(
         counted = (alpha | digit) != 0
         non_symbol += counted
         characters += length if counted else 0
-    counts[0] = stop - start - extra
-    counts[1] = non_symbol
-    counts[2] = characters
-    counts[3] = alpha_words
+    counts[CODE_POINTS] = stop - start - extra
+    counts[NON_SYMBOL_WORDS] = non_symbol
+    counts[NON_SYMBOL_CHARACTERS] = characters
+    counts[ALPHA_WORDS] = alpha_words
     return w, e
 
 
 @kernel
-def count_characters(text, ascii_only, counts):
+def count_characters(data, ascii_only, counts):
     """Counts hash signs and ellipses: text.count("...") and U+2026 (E2 80 A6)."""
+    # loops of this form are compiled to 32 bytes at a time; keep them simple
     hashes = 0
-    for i in range(text.size):
-        hashes += text[i] == HASH_SIGN
-    counts[4] = hashes
+    for i in range(data.size):
+        hashes += data[i] == HASH_SIGN
+    counts[HASH_SIGNS] = hashes
     triples = 0
-    for i in range(text.size - 2):
-        triples += (text[i] == FULL_STOP) & (text[i + 1] == FULL_STOP) & (text[i + 2] == FULL_STOP)
+    for i in range(data.size - 2):
+        triples += (data[i] == FULL_STOP) & (data[i + 1] == FULL_STOP) & (data[i + 2] == FULL_STOP)
     ellipses = triples
     if triples:  # they overlap in a longer run
         ellipses = 0
         dots = 0
-        for i in range(text.size):
-            dots = dots + 1 if text[i] == FULL_STOP else 0
+        for i in range(data.size):
+            dots = dots + 1 if data[i] == FULL_STOP else 0
             if dots == 3:
                 ellipses += 1
                 dots = 0
     if not ascii_only:
-        for i in range(text.size - 2):
-            ellipses += (text[i] == 0xE2) & (text[i + 1] == 0x80) & (text[i + 2] == 0xA6)
-    counts[5] = ellipses
+        for i in range(data.size - 2):
+            ellipses += (data[i] == 0xE2) & (data[i + 1] == 0x80) & (data[i + 2] == 0xA6)
+    counts[ELLIPSES] = ellipses
 
 
 @kernel
-def count_lines(data, start, stop, letters, bounds, first, last, line_ends, num_ends, counts):
+def count_lines(data, start, stop, words, first, last, line_ends, num_ends, counts):
     """Counts the lines of str.splitlines, those with a bullet and those with an ellipsis."""
+    letters, bounds = words.letters, words.bounds
     lines = 0
     bullets = 0
     ellipses = 0
@@ -239,9 +314,9 @@ def count_lines(data, start, stop, letters, bounds, first, last, line_ends, num_
             bullets += starts_with_bullet(letters, begin, end)
             ellipses += ends_with_ellipsis(letters, np.int64(bounds[next_word - 1]), end)
         word = next_word
-    counts[6] = lines
-    counts[7] = bullets
-    counts[8] = ellipses
+    counts[TEXT_LINES] = lines
+    counts[BULLET_LINES] = bullets
+    counts[ELLIPSIS_LINES] = ellipses
 
 
 @kernel
@@ -264,23 +339,22 @@ def ends_with_ellipsis(letters, start, stop):
 
 
 @kernel
-def split_lines(
-    data, data8, start, stop, line_ends, num_ends, code_points, hashes, lengths, spans, k
-):
-    """Notes the elements of re.split("\\n+", text) from line k on; returns the next k."""
+def split_lines(text, start, stop, line_ends, num_ends, code_points, lines, k):
+    r"""Notes the elements of re.split("\n+", text) from line k on; returns the next k."""
+    hashes, lengths, spans = lines
     line = start
     line_code_points = 0
     for e in range(num_ends + 1):
         if e < num_ends:
             at = np.int64(line_ends[e, 0])
-            if data[at] != NEWLINE:
+            if text.data[at] != NEWLINE:
                 continue
             before = np.int64(line_ends[e, 2])
         else:
             at = stop
             before = code_points
-        if at > line or at == start or at == stop:
-            hashes[k] = hash_span(data, data8, line, at)
+        if at > line or at in (start, stop):
+            hashes[k] = hash_span(text.data, text.data8, line, at)
             lengths[k] = before - line_code_points
             spans[k, 0] = line - start
             spans[k, 1] = at - start
@@ -291,8 +365,9 @@ def split_lines(
 
 
 @kernel
-def stripped_span(data, start, stop, classes):
-    """Returns the bytes (first, last) that text.strip() leaves and the code points cut off there."""
+def stripped_span(text, start, stop):
+    """Returns the span that text.strip() leaves and the code points cut off at both ends."""
+    data, _, classes = text
     before = 0
     while start < stop:
         code_point, size = decode(data, start, stop)
@@ -314,93 +389,68 @@ def stripped_span(data, start, stop, classes):
 
 
 @kernel
-def split_paragraphs(
-    data, data8, start, stop, classes, lengths, spans, first, last, hashes, sizes, p
-):
-    """Notes the elements of re.split("\\n{2,}", text.strip()) from p on; returns the next p.
+def split_paragraphs(text, start, stop, lines, first, last, paragraphs, p):
+    r"""Notes the elements of re.split("\n{2,}", text.strip()) from p on; returns the next p.
 
-    A paragraph is a run of the document's lines (first to last) with one newline between them.
+    A paragraph is a run of the document's lines (first to last) with one newline between them, so
+    its hash is made of theirs.
     """
-    left, right, before, after = stripped_span(data, start, stop, classes)
+    data, data8, _ = text
+    hashes, lengths = paragraphs
+    left, right, before, after = stripped_span(text, start, stop)
     if left == right:
-        hashes[p] = hash_span(data, data8, left, left)
-        sizes[p] = 0
+        hashes[p] = finish(U(0))
+        lengths[p] = 0
         return p + 1
-    begin, begin_code_point = left, before
-    end, end_code_point = left, before
+    h = U(0)
+    begin_code_point = before
     previous_stop = start
     code_point = 0
     for line in range(first, last):
-        line_start = start + spans[line, 0]
-        line_stop = start + spans[line, 1]
+        line_start = start + lines.spans[line, 0]
+        line_stop = start + lines.spans[line, 1]
         gap = line_start - previous_stop
         code_point += gap
         if line_stop > left and line_start < right:
             if gap > 1 and line_start > left:
-                hashes[p] = hash_span(data, data8, begin, end)
-                sizes[p] = end_code_point - begin_code_point
+                hashes[p] = finish(h)
+                lengths[p] = code_point - gap - begin_code_point
                 p += 1
-                begin, begin_code_point = line_start, code_point
-            end = line_stop
-            end_code_point = code_point + lengths[line]
-        code_point += lengths[line]
+                h = U(0)
+                begin_code_point = code_point
+            if line_start < left or line_stop > right:
+                h = step(h, hash_span(data, data8, max(line_start, left), min(line_stop, right)))
+            else:
+                h = step(h, lines.hashes[line])
+        code_point += lines.lengths[line]
         previous_stop = line_stop
-    # the code points behind the stripped end are all in lines that were left out, but for the last
-    hashes[p] = hash_span(data, data8, begin, right)
-    sizes[p] = code_point - after - begin_code_point
+    hashes[p] = finish(h)
+    lengths[p] = code_point - after - begin_code_point
     return p + 1
 
 
 @kernel
-def scan_documents(
-    data,
-    data8,
-    classes,
-    offsets,
-    valid,
-    letters,
-    letters8,
-    bounds,
-    word_hash,
-    word_length,
-    line_hash,
-    line_length,
-    line_spans,
-    paragraph_hash,
-    paragraph_length,
-    document_offsets,
-    counts,
-):
+def scan_documents(text, offsets, valid, words, lines, paragraphs, document_offsets, counts):
     """Scans all documents; document_offsets (n + 1, 3) counts words, lines and paragraphs."""
-    n = offsets.size - 1
+    n = valid.size
     largest = 0
     for d in range(n):
         largest = max(largest, np.int64(offsets[d + 1] - offsets[d]))
     ends = np.empty((largest, 3), np.int32)
-    w = line = p = 0
-    bounds[0] = 0
+    w = k = p = 0
+    words.bounds[0] = 0
     for d in range(n):
         if valid[d]:
-            start = np.int64(offsets[d])
-            stop = np.int64(offsets[d + 1])
+            start, stop = np.int64(offsets[d]), np.int64(offsets[d + 1])
             row = counts[d]
             first = w
-            w, num_ends = split_words(
-                data, data8, start, stop, classes, letters, letters8, bounds, word_hash, word_length,
-                w, ends, row,
-            )
-            code_points = np.int64(row[0])
-            count_characters(data[start:stop], code_points == stop - start, row)
-            count_lines(data, start, stop, letters, bounds, first, w, ends, num_ends, row)
-            first = line
-            line = split_lines(
-                data, data8, start, stop, ends, num_ends, code_points, line_hash, line_length,
-                line_spans, line,
-            )
-            p = split_paragraphs(
-                data, data8, start, stop, classes, line_length, line_spans, first, line,
-                paragraph_hash, paragraph_length, p,
-            )
+            w, num_ends = split_words(text, start, stop, words, w, ends, row)
+            code_points = np.int64(row[CODE_POINTS])
+            count_characters(text.data[start:stop], code_points == stop - start, row)
+            count_lines(text.data, start, stop, words, first, w, ends, num_ends, row)
+            first = k
+            k = split_lines(text, start, stop, ends, num_ends, code_points, lines, k)
+            p = split_paragraphs(text, start, stop, lines, first, k, paragraphs, p)
         document_offsets[d + 1, 0] = w
-        document_offsets[d + 1, 1] = line
+        document_offsets[d + 1, 1] = k
         document_offsets[d + 1, 2] = p

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 
 def string_buffers(text: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns offsets int32 (n + 1,), bytes uint8 and validity bool (n,) of a string or binary array.
+    """Returns offsets int32 (n + 1,), bytes uint8, validity bool (n,) of a string or binary array.
 
     Offsets and bytes are views of the Arrow buffers; a slice has its own part of the offsets.
 

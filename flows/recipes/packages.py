@@ -9,14 +9,16 @@ import sysconfig
 from filters.gopher_quality import GopherQuality
 from filters.gopher_repetition import GopherRepetition
 from filters.language import LanguageId
-from pipelines.clean import CleanText
-from pipelines.readers.files import FilesReader
-from pipelines.readers.parquet import ParquetReader
-
 from flows.flywheel import Part, Wheel
+from pipelines.clean import CleanText
 from pipelines.dedup.exact import ExactDedup
+from pipelines.readers.files import FilesReader
 from pipelines.readers.jsonl import JsonlReader
+from pipelines.readers.parquet import ParquetReader
 from pipelines.recipe import Recipe, Source
+
+# Packages ship tables as test data, among them Parquet files without any text.
+TEXT_FILES = r"(?!.*\.(parquet|jsonl|json|ndjson)(\.\w+)?$).*"
 
 
 def python_packages() -> Recipe:
@@ -29,15 +31,15 @@ def python_packages() -> Recipe:
             LanguageId(("en",), min_score=0.2),
             GopherQuality(
                 min_words=20,
-                max_mean_word_length=20,
-                max_hash_ratio=0.5,
-                min_alpha_ratio=0.4,
+                max_mean_word_length=20.0,
+                max_hash_sign_ratio=0.5,
+                min_alpha_word_ratio=0.4,
                 min_stop_words=1,
             ),
             GopherRepetition(),
             ExactDedup(),
         ),
-        sources=(Source("packages", sysconfig.get_paths()["purelib"]),),
+        sources=(Source("packages", sysconfig.get_paths()["purelib"], files=TEXT_FILES),),
     )
 
 

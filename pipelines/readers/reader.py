@@ -8,6 +8,7 @@ such row too; any other OSError (a network that fails, a disk) is raised, for th
 """
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -159,8 +160,12 @@ def open_span(span: Span) -> IO[bytes]:
     Raises:
         OSError: the file cannot be opened; the message names it.
     """
-    filesystem, path = fsspec.url_to_fs(span.file.url)
-    stream = filesystem.open(path, "rb")
+    url = span.file.url
+    if "://" in url or "::" in url:
+        filesystem, path = fsspec.url_to_fs(url)
+        stream = filesystem.open(path, "rb")
+    else:
+        stream = io.BufferedReader(io.FileIO(url))  # fsspec takes 50 us more, half of a small file
     if span.start:
         stream.seek(span.start)
     return stream

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from flows import cli
 from pipelines.recipe import load_function
 
@@ -39,7 +40,10 @@ def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, flows.cli; print([m for m in ('pyarrow', 'numba', 'torch', 'prefect') if m in sys.modules])"
+    code = (
+        "import sys, flows.cli\n"
+        "print([m for m in ('pyarrow', 'numba', 'torch', 'prefect') if m in sys.modules])"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

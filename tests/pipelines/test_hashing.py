@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pipelines.hashing import hash128, normalised_hash128
 
 M = (1 << 64) - 1

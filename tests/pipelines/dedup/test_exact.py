@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.keep import Highest, Longest, Lowest, Oldest, SourceRank
 from pipelines.document import document_ids, id_words

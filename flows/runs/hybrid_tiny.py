@@ -1,0 +1,40 @@
+"""The main job's model: 3 million parameters, a few minutes on two CPU cores."""
+
+from training_hook.config import HybridConfig
+from training_hook.run import PretrainRun
+
+
+def run() -> PretrainRun:
+    """A small hybrid in float32; for mixtures of 512-token samples and 4,096 tokens."""
+    return PretrainRun(
+        name="hybrid_tiny",
+        model=HybridConfig(
+            hybrid_override_pattern="M-M-M*-M-",
+            vocab_size=4_096,
+            hidden_size=160,
+            intermediate_size=640,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=64,
+            mamba_num_heads=5,
+            mamba_head_dim=64,
+            n_groups=1,
+            ssm_state_size=64,
+            chunk_size=64,
+            max_position_embeddings=512,
+        ),
+        sequence_length=512,
+        batch_size=8,
+        micro_batch_size=4,
+        total_tokens=800_000,
+        peak_learning_rate=3e-3,
+        warmup_share=0.05,
+        decay_share=0.3,
+        decay_shape="linear",
+        min_learning_rate_ratio=0.01,
+        seed=1,
+        precision="float32",
+        checkpoint_interval=50,
+        evaluation_interval=10_000,
+        evaluation_tokens=20_000,
+    )

@@ -1,0 +1,114 @@
+"""A resolved mixture on disk, opened for reading: order, packing plan and mapped tokens.
+
+Nothing is loaded but the manifest and the sidecars that a question needs; opening 10^9 packs takes
+as long as opening ten.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mixtures.artifact import read_manifest
+from mixtures.layout import HOLDOUT, LENGTHS, LOCATIONS, MANIFEST, PACKS, SIDECAR_FILE, TOKENS_FILE
+from mixtures.packing import CONTINUATION, START_BITS
+from mixtures.schedule import Schedule, make_schedule
+
+_START_MASK = np.uint64((1 << START_BITS) - 1)
+
+
+class Plan:
+    """A mixture's folder.
+
+    Args:
+        path: folder that `mix` wrote.
+        token_datasets: folders of token datasets by part, for those that are no longer where they
+            were, seen from the mixture, when it was made.
+
+    Raises:
+        ValueError: a folder is missing, unfinished or not the one that was mixed.
+    """
+
+    def __init__(
+        self, path: str | Path, token_datasets: Mapping[str, str | Path] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path / MANIFEST, "mixture")
+        self.fingerprint: str = self.manifest["fingerprint"]
+        self.sequence_length: int = self.manifest["sequence_length"]
+        self.max_documents: int = self.manifest["max_documents"]
+        self.num_samples: int = self.manifest["num_samples"]
+        self.dtype = np.dtype(self.manifest["dtype"])
+        self.parts: list[dict] = self.manifest["parts"]
+        self.folders = [
+            self._token_dataset(part, (token_datasets or {}).get(part["name"]))
+            for part in self.parts
+        ]
+        self.schedule: Schedule = make_schedule(
+            [phase["cycle"] for phase in self.manifest["phases"]],
+            [phase["stop"] - phase["start"] for phase in self.manifest["phases"]],
+            [part["packs"] for part in self.parts],
+            [part["name"] for part in self.parts],
+            self.manifest["seed"],
+        )
+        self.first_packs = np.array([part["first_pack"] for part in self.parts], np.int64)
+        self.locations = self._map(LOCATIONS)
+        self.lengths = self._map(LENGTHS)
+        self.packs = self._map(PACKS)
+
+    def _token_dataset(self, part: dict, given: str | Path | None) -> Path:
+        folder = Path(given) if given else self.path / self.manifest["paths"][part["name"]]
+        found = read_manifest(folder / MANIFEST, "token dataset")["fingerprint"]
+        if found != part["token_dataset"]:
+            raise ValueError(
+                f"{folder} is not the token dataset that {self.path} was mixed from: its "
+                f"fingerprint is {found[:12]}, part {part['name']} wants "
+                f"{part['token_dataset'][:12]}. Mix again, or give the right folder."
+            )
+        return folder
+
+    def _map(self, name: str) -> np.ndarray:
+        return np.load(self.path / name, mmap_mode="r").view(np.ndarray)
+
+    def tokens(self) -> list[np.ndarray]:
+        """Maps the tokens of all shards, in the order of the numbers that locations hold.
+
+        Raises:
+            ValueError: a file is not as long as it was.
+        """
+        shards = []
+        for part, folder in zip(self.parts, self.folders, strict=True):
+            for number, count in enumerate(part["shards"]):
+                path = folder / TOKENS_FILE.format(number)
+                if path.stat().st_size != count * self.dtype.itemsize:
+                    raise ValueError(
+                        f"{path} has {path.stat().st_size:,} bytes, {count:,} tokens take "
+                        f"{count * self.dtype.itemsize:,}: it was changed after it was written"
+                    )
+                mapped = np.memmap(path, self.dtype, "r") if count else np.empty(0, self.dtype)
+                shards.append(mapped.view(np.ndarray))
+        return shards
+
+    def part_of_shard(self, shard: int) -> tuple[int, int]:
+        """Returns the part that a shard belongs to and its number there."""
+        firsts = [part["first_shard"] for part in self.parts]
+        part = int(np.searchsorted(firsts, shard, "right")) - 1
+        return part, shard - firsts[part]
+
+    def sidecar(self, part: int, shard: int, columns: list[str]) -> pa.Table:
+        """Returns columns of the sidecar of a part's shard."""
+        return pq.read_table(self.folders[part] / SIDECAR_FILE.format(shard), columns=columns)
+
+    def pieces(self, part: int, pack: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the shard, first token (both int64) and length of each piece of a pack."""
+        number = self.first_packs[part] + pack
+        rows = slice(self.packs[number], self.packs[number + 1])
+        locations = self.locations[rows] & ~CONTINUATION
+        shards = (locations >> np.uint64(START_BITS)).astype(np.int64)
+        return shards, (locations & _START_MASK).astype(np.int64), self.lengths[rows]
+
+    def held_out(self) -> pa.Table:
+        """Returns the held-out documents (`mixtures.layout.HOLDOUT_SCHEMA`), shuffled."""
+        return pq.read_table(self.path / HOLDOUT)

@@ -1,0 +1,160 @@
+"""One shard of a token dataset: a data file's documents as .bin, .idx and a lineage sidecar.
+
+The unit of work and of resuming: it depends on its data file and the vocabulary alone, and it is
+done once its record is there. This module runs in worker processes.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mixtures.artifact import file_entry
+from mixtures.indexed_dataset import write_index
+from mixtures.layout import INDEX_FILE, SIDECAR_FILE, SIDECAR_SCHEMA, TOKENS_FILE
+from mixtures.vocabulary import Vocabulary, load_vocabulary
+from pipelines.atomic import written
+from pipelines.dataset import write_json
+
+BATCH_CHARACTERS = 1 << 20
+"""Text encoded at once; ids and bookkeeping of tokenizers take about 100 bytes a character."""
+
+_progress: Any = None
+_stop: Any = None
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker needs to make a shard."""
+
+    number: int
+    data_file: str
+    vocabulary: str
+    out: str
+    work: str
+    where: dict[str, list[str]]
+    """Columns and the values that a document has to have in them."""
+
+
+class Interrupted(Exception):
+    """The run that asked for the shard is ending."""
+
+
+def record_name(number: int) -> str:
+    """Returns the name of the file that says that a shard is done."""
+    return f"{number:05d}.json"
+
+
+def start_worker(progress: Any, stop: Any) -> None:
+    """Prepares a worker process: one thread, ends with its parent, leaves Ctrl-C to it.
+
+    Args:
+        progress: shared counter of encoded bytes.
+        stop: shared event; once it is set, the shard in hand is given up.
+    """
+    global _progress, _stop
+    _progress, _stop = progress, stop
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    pa.set_cpu_count(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # killed without a chance to say so; our files are still under temporary names
+
+
+def run_task(task: ShardTask) -> int:
+    """Makes a shard and then its record; returns its number. Runs in a worker."""
+
+    def advance(amount: int) -> None:
+        if _stop.is_set():
+            raise Interrupted
+        with _progress.get_lock():
+            _progress.value += amount
+
+    record = make_shard(task, _vocabulary(task.vocabulary), advance)
+    write_json(Path(task.work) / record_name(task.number), record)
+    return task.number
+
+
+_vocabulary = cache(load_vocabulary)
+
+
+def make_shard(
+    task: ShardTask, vocabulary: Vocabulary, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Writes the three files of a shard and returns what the manifest says of it.
+
+    Args:
+        task: what to make.
+        vocabulary: the loaded one of the task.
+        advance: called with the bytes of text encoded since the last call; may raise to stop.
+    """
+    out = Path(task.out)
+    tokens_file, index_file, sidecar_file = (
+        out / name.format(task.number) for name in (TOKENS_FILE, INDEX_FILE, SIDECAR_FILE)
+    )
+    ids, lengths, sizes = [], [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+    with written(tokens_file) as temporary, temporary.open("wb") as stream:
+        for texts, batch_ids in _batches(task.data_file, task.where):
+            encoded = vocabulary.encode_batch(texts)
+            batch_sizes = [len(text.encode()) for text in texts]
+            for document in encoded:
+                stream.write(document.data)
+                stream.write(vocabulary.end_of_document)
+            lengths.append(np.array([len(document) + 1 for document in encoded], np.int32))
+            sizes.append(np.array(batch_sizes, np.int64))
+            ids.extend(batch_ids)
+            advance(sum(batch_sizes))
+    length = np.concatenate(lengths)
+    start = np.cumsum(length, dtype=np.int64) - length
+    size = np.concatenate(sizes)
+    with written(index_file) as temporary:
+        write_index(temporary, vocabulary.dtype, length)
+    with written(sidecar_file) as temporary:
+        columns = [pa.array(ids, pa.string()), start, length, size]
+        pq.write_table(pa.table(columns, schema=SIDECAR_SCHEMA), temporary, compression="zstd")
+    return {
+        "number": task.number,
+        "documents": len(ids),
+        "tokens": int(length.sum(dtype=np.int64)),
+        "bytes": int(size.sum()),
+        "files": [file_entry(out, path) for path in (tokens_file, index_file, sidecar_file)],
+    }
+
+
+def _batches(
+    data_file: str, where: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Yields (texts, ids) of about BATCH_CHARACTERS, in order; a null text is empty."""
+    texts: list[str] = []
+    ids: list[str] = []
+    characters = 0
+    with pq.ParquetFile(data_file, pre_buffer=False) as file:
+        for batch in file.iter_batches(1024, columns=["id", "text", *where]):
+            for name, values in where.items():
+                wanted = pa.array(values, batch.schema.field(name).type)
+                batch = batch.filter(pc.is_in(batch.column(name), wanted))
+            for document_id, text in zip(batch.column("id"), batch.column("text"), strict=True):
+                texts.append(text.as_py() or "")
+                ids.append(document_id.as_py())
+                characters += len(texts[-1])
+                if characters >= BATCH_CHARACTERS:
+                    yield texts, ids
+                    texts, ids, characters = [], [], 0
+    if texts:
+        yield texts, ids

@@ -1,0 +1,297 @@
+"""Hugging Face folders: written so that transformers and vLLM load them without remote code.
+
+`config.json` is ours, because what transformers saves drops hybrid_override_pattern, which vLLM and
+older transformers read. Its time_step_min is 1e-12: transformers 5.15 and later clamp time steps to
+it in prefill but not in decoding (with 0.001 the logits of the two differ by 1.4e-2), and a fresh
+start there takes its logarithm, so it is not 0. `probe.json` holds what our own forward pass
+says, and a server that loads the folder can be checked against that without the trainer.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mixtures.special_tokens import BOS_ID, EOS_ID, PAD_ID
+from pipelines.atomic import written_folder
+from training_hook.config import HybridConfig
+from training_hook.model import HybridModel, tensor_shapes
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+END_OF_TURN_ID = 12  # <SPECIAL_12>
+
+SERVED_TIME_STEP_MIN = 1e-12
+INITIAL_TIME_STEP_MIN = "initial_time_step_min"  # our key, read by no one else
+
+# What the architecture fixes, under the names that transformers and vLLM ask for.
+FIXED = {
+    "model_type": "nemotron_h",
+    "attention_bias": False,
+    "mamba_hidden_act": "silu",
+    "mamba_proj_bias": False,
+    "mlp_bias": False,
+    "mlp_hidden_act": "relu2",
+    "use_bias": False,
+    "use_conv_bias": True,
+}
+# What they expect to find besides; the forward pass does not depend on it.
+SERVING = {
+    "architectures": ["NemotronHForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": BOS_ID,
+    "eos_token_id": EOS_ID,
+    "hidden_dropout": 0.0,
+    "mamba_ssm_cache_dtype": "float32",
+    "num_logits_to_keep": 1,
+    "pad_token_id": PAD_ID,
+    "residual_in_fp32": False,
+    "use_cache": True,
+}
+# Kept in FP32 in a BF16 folder: decays are exponentials of exponentials, and there are few.
+EXACT = ("A_log", "D", "dt_bias")
+
+
+class HuggingFaceVocabulary(Protocol):
+    """A vocabulary that can write the tokenizer files of a Hugging Face folder."""
+
+    def write_hf(self, out: Path) -> None:
+        """Writes tokenizer.json and what belongs to it."""
+        ...
+
+
+def export(
+    weights: HybridModel | Mapping[str, Tensor],
+    config: HybridConfig,
+    vocabulary: HuggingFaceVocabulary | None,
+    out: Path,
+    probe_prompts: Sequence[Sequence[int]],
+    *,
+    probe_tokens: int = 16,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int = 5_000_000_000,
+) -> Path:
+    """Writes a Hugging Face folder aside and renames it; an older export there is replaced.
+
+    Args:
+        weights: a model, or its tensors by name.
+        config: the shape of the model.
+        vocabulary: writes the tokenizer files; None for a model of ids only.
+        out: the folder.
+        probe_prompts: token ids, one non-empty sequence a prompt, for probe.json.
+        probe_tokens: greedy tokens to record after each prompt.
+        dtype: of the weights in the folder, except A_log, D and dt_bias.
+        max_shard_bytes: tensors are spread over files of at most this size, or of one tensor.
+
+    Raises:
+        ValueError: the tensors do not fit the configuration, a prompt is empty or out of the
+            vocabulary, or `out` holds something that is no export.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _is_export(out):
+        raise ValueError(
+            f"export: {out} holds something else; choose another folder or delete that one"
+        )
+    for prompt in probe_prompts:
+        if not prompt or not all(0 <= token < config.vocab_size for token in prompt):
+            raise ValueError(
+                f"export: a probe prompt is {list(prompt)}; wanted one or more ids below "
+                f"vocab_size {config.vocab_size}"
+            )
+    given = weights.state_dict() if isinstance(weights, HybridModel) else weights
+    tensors = _served(given, config, dtype)
+    with written_folder(out) as folder:
+        _write_weights(folder, tensors, max_shard_bytes)
+        _write_json(folder / "config.json", served_config(config, dtype))
+        _write_json(
+            folder / "generation_config.json",
+            {
+                "bos_token_id": BOS_ID,
+                "eos_token_id": [EOS_ID, END_OF_TURN_ID],
+                "pad_token_id": PAD_ID,
+            },
+        )
+        if vocabulary is not None:
+            vocabulary.write_hf(folder)
+        probes = _probes(tensors, config, probe_prompts, probe_tokens)
+        _write_json(folder / "probe.json", {"dtype": _name(dtype), "probes": probes})
+    return out
+
+
+def served_config(config: HybridConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Returns the contents of config.json."""
+    return {
+        **FIXED,
+        **SERVING,
+        **asdict(config),
+        "num_hidden_layers": config.num_hidden_layers,
+        "tie_word_embeddings": False,  # both tables are written: transformers 5.20 ties nothing
+        "time_step_min": SERVED_TIME_STEP_MIN,
+        INITIAL_TIME_STEP_MIN: config.time_step_min,
+        "torch_dtype": _name(dtype),
+    }
+
+
+def import_hf(folder: Path) -> tuple[HybridConfig, dict[str, Tensor]]:
+    """Reads a folder of the nemotron_h family, from safetensors and JSON only.
+
+    Returns:
+        The shape (untied, see `served_config`) and the tensors by name, in the dtypes stored.
+
+    Raises:
+        ValueError: the folder is of another architecture, or tensors are missing, unknown or of
+            another shape.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"import_hf: {folder} has no config.json; is it a Hugging Face folder?")
+    written = json.loads((folder / "config.json").read_text())
+    config = _imported_config(written, folder)
+    if (folder / INDEX).is_file():
+        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    elif (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    else:
+        raise ValueError(
+            f"import_hf: {folder} has neither {WEIGHTS} nor {INDEX}; pickled weights are not "
+            f"read, convert them to safetensors"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        with safe_open(folder / name, framework="pt") as file:
+            tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    _check_tensors(tensors, config, f"import_hf: {folder}")
+    return config, tensors
+
+
+def _imported_config(written: dict[str, Any], folder: Path) -> HybridConfig:
+    for key, wanted in FIXED.items():
+        if written.get(key, wanted) != wanted:
+            raise ValueError(
+                f"import_hf: {folder}/config.json has {key} {written[key]!r}; "
+                f"this model has {wanted!r} and no other"
+            )
+    if "hybrid_override_pattern" not in written:
+        raise ValueError(
+            f"import_hf: {folder}/config.json has no hybrid_override_pattern; transformers drops "
+            f"it on saving, take it from the folder that was loaded there"
+        )
+    known = {
+        field.name: written[field.name] for field in fields(HybridConfig) if field.name in written
+    }
+    known["time_step_min"] = written.get(INITIAL_TIME_STEP_MIN, HybridConfig.time_step_min)
+    try:
+        return HybridConfig(**known)
+    except TypeError as error:
+        raise ValueError(f"import_hf: {folder}/config.json is incomplete: {error}") from None
+
+
+def _served(
+    given: Mapping[str, Tensor], config: HybridConfig, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Returns the tensors of the folder: checked, on the CPU, in their dtype, head included."""
+    tensors = dict(given)
+    if config.tie_word_embeddings and "backbone.embeddings.weight" in tensors:
+        tensors["lm_head.weight"] = tensors["backbone.embeddings.weight"].clone()
+    _check_tensors(tensors, config, "export")
+    return {
+        name: tensor.detach()
+        .to("cpu", torch.float32 if name.endswith(EXACT) else dtype)
+        .contiguous()
+        for name, tensor in tensors.items()
+    }
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], config: HybridConfig, who: str) -> None:
+    wanted = tensor_shapes(config)
+    wanted["lm_head.weight"] = wanted["backbone.embeddings.weight"]
+    missing, unknown = (
+        sorted(wanted.keys() - tensors.keys()),
+        sorted(tensors.keys() - wanted.keys()),
+    )
+    if missing or unknown:
+        raise ValueError(
+            f"{who}: {len(missing)} tensors are missing (first: {missing[:3]}) and {len(unknown)} "
+            f"are unknown (first: {unknown[:3]}); the configuration is of another model"
+        )
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(
+                f"{who}: {name} has shape {tuple(tensors[name].shape)}; "
+                f"the configuration wants {shape}"
+            )
+
+
+def _write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:
+    shards = list(_shards(tensors, max_shard_bytes))
+    names = [WEIGHTS]
+    if len(shards) > 1:
+        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        index = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+
+
+def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if shard and size + tensor.nbytes > max_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+@torch.no_grad()
+def _probes(
+    tensors: Mapping[str, Tensor],
+    config: HybridConfig,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+) -> list[dict[str, Any]]:
+    """Decodes greedily in FP32 from the weights as written.
+
+    A margin is the log probability by which a token leads the runner-up: where it is smaller than
+    the rounding of the server's precision, another token is no error.
+    """
+    model = HybridModel(replace(config, tie_word_embeddings=False))
+    model.load_state_dict(tensors)
+    probes = []
+    for prompt in prompts:
+        logits, state = model(torch.tensor([prompt]), None, model.decode_state(1))
+        ids, likelihoods, margins = [], [], []
+        for _ in range(new_tokens):
+            best = logits[0, -1].log_softmax(-1).topk(2)
+            ids.append(int(best.indices[0]))
+            likelihoods.append(float(best.values[0]))
+            margins.append(float(best.values[0] - best.values[1]))
+            logits, state = model(best.indices[:1, None], None, state)
+        probes.append(
+            {
+                "prompt_ids": list(prompt),
+                "greedy_ids": ids,
+                "log_probabilities": likelihoods,
+                "margins": margins,
+            }
+        )
+    return probes
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "probe.json").is_file()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _write_json(path: Path, contents: dict[str, Any]) -> None:
+    path.write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n")

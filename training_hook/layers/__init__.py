@@ -1,0 +1,1 @@
+"""The layers of the hybrid, one file for each letter of the pattern."""

@@ -1,0 +1,51 @@
+"""Letter -: the MLP with squared ReLU, two matrices and no gate.
+
+Source: So et al. 2021 (Primer), arXiv:2109.08668, for the squared ReLU.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training_hook.config import HybridConfig
+from training_hook.documents import Documents
+from training_hook.linear import make_linear
+
+
+class MLP(nn.Module):
+    """down(relu(up(x))^2); it looks at one token at a time and remembers nothing."""
+
+    def __init__(self, config: HybridConfig, recipe: str) -> None:
+        super().__init__()
+        self.config = config
+        self.up_proj = make_linear(config.hidden_size, config.intermediate_size, recipe)
+        self.down_proj = make_linear(config.intermediate_size, config.hidden_size, recipe)
+
+    def forward(
+        self, hidden: Tensor, documents: Documents | None, state: None
+    ) -> tuple[Tensor, None, Tensor | None]:
+        """Maps (batch, length, hidden_size) token by token."""
+        raised = F.relu(self.up_proj(hidden.flatten(0, 1))).square()
+        return self.down_proj(raised).unflatten(0, hidden.shape[:2]), None, None
+
+    def initial_state(self, batch: int, dtype: torch.dtype) -> None:
+        """Returns the state before the first token: there is none."""
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draws both weights."""
+        self.up_proj.reset_parameters(self.config.initializer_range, generator)
+        self.down_proj.reset_parameters(self.config.residual_initializer_range, generator)
+
+    @staticmethod
+    def tensor_shapes(config: HybridConfig) -> dict[str, tuple[int, ...]]:
+        """Returns the exported names and shapes of the mixer's tensors."""
+        hidden, intermediate = config.hidden_size, config.intermediate_size
+        return {
+            "up_proj.weight": (intermediate, hidden),
+            "down_proj.weight": (hidden, intermediate),
+        }
+
+    @staticmethod
+    def forward_flops(config: HybridConfig, length: int) -> int:
+        """Returns the FLOPs of a token: the two products."""
+        return 4 * config.hidden_size * config.intermediate_size

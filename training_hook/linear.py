@@ -1,0 +1,51 @@
+"""The one place where matrix products with weights are made, so that a precision is one choice.
+
+A linear layer takes (tokens, in_features) and gives (tokens, out_features): two dimensions, because
+that is what scaled FP8 products want. Weights are FP32 masters; "plain" casts them to the dtype of
+the input at every call: 6 bytes of traffic a weight, by arithmetic 4% of the time of a BF16 product
+over 16k tokens on an H100.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RECIPES = ("plain",)
+
+
+class Linear(nn.Module):
+    """A product with a weight of (out_features, in_features) in the dtype of the input, no bias."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def reset_parameters(self, spread: float, generator: torch.Generator) -> None:
+        """Draws the weight from normal(0, spread)."""
+        draw_normal(self.weight, spread, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (tokens, in_features) to (tokens, out_features)."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def draw_normal(weight: Tensor, spread: float, generator: torch.Generator) -> None:
+    """Fills a weight from normal(0, spread), drawn in FP32 on the generator's device."""
+    values = torch.empty(weight.shape, device=generator.device, dtype=torch.float32)
+    weight.copy_(values.normal_(0, spread, generator=generator))
+
+
+def make_linear(in_features: int, out_features: int, recipe: str) -> Linear:
+    """Returns a linear layer without values for its weight.
+
+    Args:
+        in_features: columns of the input.
+        out_features: columns of the output.
+        recipe: "plain" multiplies in the dtype of the input (FP32 or BF16).
+
+    Raises:
+        ValueError: the recipe is not known.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"make_linear: recipe is {recipe!r}; known recipes: {', '.join(RECIPES)}")
+    return Linear(in_features, out_features)

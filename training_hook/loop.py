@@ -1,0 +1,302 @@
+"""The training loop: a run and a mixture in, checkpoints, metrics and held-out scores out.
+
+The loop at each step is: evaluate if it is due, save if it is due, train. What has been done lies
+in the output folder, so the same command goes on where it stopped, and every number of the losses
+is the same as without the stop (on one device type, with one number of threads). The stream is read
+ahead by a thread, and each batch carries the stream's state after it, so a checkpoint knows what
+was trained on and not what was read.
+
+The loss of a step is summed over all its micro batches and divided by the target tokens of the
+global batch, known on the host before the first forward pass: neither the size of the micro batch
+nor a mask that falls unevenly weighs a token differently.
+"""
+
+import base64
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixtures.plan import Plan
+from mixtures.stream import Stream
+from pipelines.progress import Bar, progress, say
+from training_hook.batches import HostBatch, Prefetch, document_ids
+from training_hook.checkpoint import (
+    checkpoints,
+    load_tensors,
+    prune_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+)
+from training_hook.evaluate import evaluate, held_out_documents, num_rows, total_score
+from training_hook.metrics import MetricsWriter
+from training_hook.model import HybridModel
+from training_hook.optimizer import adamw, moments, set_learning_rate, set_steps
+from training_hook.run import PretrainRun, run_differences
+from training_hook.stop import Stop, Stopped
+
+REPORT_INTERVAL = {"cpu": 1, "cuda": 10}
+"""Steps between reads of the losses: each read waits for the device."""
+
+
+def train_step(
+    model: HybridModel,
+    optimizer: torch.optim.Optimizer,
+    batch: HostBatch,
+    micro_batch_size: int,
+    clip_norm: float,
+) -> tuple[Tensor, Tensor]:
+    """Does one optimizer step and returns its loss and gradient norm, as tensors on the device.
+
+    The loss is the mean over the target tokens of the global batch, the norm is that before
+    clipping. Nothing here waits for the device, so the next step is queued while this one runs.
+
+    Raises:
+        ValueError: the batch has no target tokens.
+    """
+    if batch.num_targets == 0:
+        raise ValueError(f"pretrain: samples {batch.sample_indices.tolist()} have no target tokens")
+    device = next(model.parameters()).device
+    sequence_length = batch.tokens.shape[1] - 1
+    loss = torch.zeros((), device=device)
+    for start in range(0, len(batch.tokens), micro_batch_size):
+        rows = slice(start, start + micro_batch_size)
+        tokens = batch.tokens[rows].to(device, non_blocking=True).long()
+        boundaries = batch.boundaries[rows].to(device, non_blocking=True)
+        mask = batch.loss_mask
+        if mask is not None:
+            mask = mask[rows].to(device, non_blocking=True)
+        nats, _ = model.loss(
+            tokens[:, :-1].contiguous(),
+            tokens[:, 1:].contiguous(),
+            mask,
+            document_ids(boundaries, sequence_length),
+        )
+        share = nats / batch.num_targets
+        share.backward()  # gradients are FP32 like the parameters, and add up in .grad
+        loss += share.detach()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm, foreach=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
+
+
+class Pretraining:
+    """A run in progress: the model and optimizer on their device, at some step."""
+
+    def __init__(self, run: PretrainRun, plan: Plan, out: Path, device: torch.device) -> None:
+        self.run, self.plan, self.out, self.device = run, plan, out, device
+        self._folder = out / "checkpoints"
+        self.generator = torch.Generator().manual_seed(run.seed)
+        self.model = HybridModel(run.model)
+        self.model.compute_dtype = getattr(torch, run.precision)
+        done = checkpoints(self._folder)
+        self.step = max(done, default=0)
+        if not done:  # on the CPU: the same weights on every device
+            self.model.reset_parameters(self.generator)
+        self.model.to(device)
+        self.optimizer = adamw(self.model, run.betas, run.epsilon, run.weight_decay)
+        self.stream = Stream(plan.path, run.batch_size, rank=0, world_size=1, start=0)
+        self._stream_state = self.stream.state_dict()
+        if done:
+            self._load(done[self.step])
+        if run.backend != "eager":
+            self.model.compile_layers(run.backend)
+        self.metrics = MetricsWriter(out, self.step)
+        self._pending: list[tuple[int, HostBatch, Tensor, Tensor]] = []
+        self._clock = time.monotonic()
+
+    def train(self, stop: Stop) -> None:
+        """Trains to the last step or until a stop is requested; both leave a checkpoint."""
+        batches = Prefetch(self.stream, pin=self.device.type == "cuda")
+        try:
+            left = (self.run.total_steps - self.step) * self.run.tokens_per_step
+            with progress("pretrain", total=left, unit="token") as bar:
+                self._loop(batches, stop, bar)
+        except Stopped:
+            self._save()
+        finally:
+            self.metrics.flush()
+            batches.close()
+
+    def _loop(self, batches: Prefetch, stop: Stop, bar: Bar) -> None:
+        run, total = self.run, self.run.total_steps
+        while True:
+            last = self.step == total
+            if last or self.step % run.evaluation_interval == 0:
+                self._report(bar)
+                self._evaluate(stop, bar)
+            if last or (self.step and self.step % run.checkpoint_interval == 0):
+                self._report(bar)
+                self._save()
+            if last:
+                return
+            if stop.requested:
+                self._report(bar)
+                raise Stopped
+            self.step += 1
+            set_learning_rate(self.optimizer, run.schedule.learning_rate(self.step))
+            batch = batches.next()
+            loss, norm = train_step(
+                self.model, self.optimizer, batch, run.micro_batch_size, run.clip_norm
+            )
+            self._stream_state = batch.stream_state
+            self._pending.append((self.step, batch, loss, norm))
+            if len(self._pending) >= REPORT_INTERVAL[self.device.type]:
+                self._report(bar)
+
+    def _report(self, bar: Bar) -> None:
+        """Waits for the device, checks the pending losses and records them."""
+        if not self._pending:
+            self._clock = time.monotonic()
+            return
+        values = torch.stack([torch.stack([loss, norm]) for _, _, loss, norm in self._pending])
+        read = values.tolist()  # waits for the device
+        seconds = (time.monotonic() - self._clock) / len(self._pending)
+        for (step, batch, _, _), (loss, norm) in zip(self._pending, read, strict=True):
+            if not (np.isfinite(loss) and np.isfinite(norm)):
+                raise FloatingPointError(self._diverged(step, batch, loss, norm))
+            self.metrics.add(
+                {
+                    "step": step,
+                    "loss": loss,
+                    "learning_rate": self.run.schedule.learning_rate(step),
+                    "gradient_norm": norm,
+                    "tokens": step * self.run.tokens_per_step,
+                    "target_tokens": batch.num_targets,
+                    "first_sample": int(batch.sample_indices[0]),
+                    "samples": len(batch.sample_indices),
+                    "seconds": seconds,
+                    "tokens_per_second": self.run.tokens_per_step / seconds,
+                }
+            )
+        bar.advance(
+            len(self._pending) * self.run.tokens_per_step,
+            note=f"step {self.step}/{self.run.total_steps}  loss {read[-1][0]:.3f}",
+        )
+        self._pending = []
+        self._clock = time.monotonic()
+
+    def _diverged(self, step: int, batch: HostBatch, loss: float, norm: float) -> str:
+        good = max(checkpoints(self._folder).values(), default=None)
+        return (
+            f"pretrain: step {step} has loss {loss} and gradient norm {norm}; its samples are "
+            f"{batch.sample_indices.tolist()}. Last good checkpoint: {good or 'none'}. Look at "
+            "those samples, or lower peak_learning_rate; the same command would fail there again"
+        )
+
+    def _evaluate(self, stop: Stop, bar: Bar) -> None:
+        """Scores the held-out documents, unless this step's scores are there already."""
+        if self.metrics.has_evaluation(self.step):
+            return
+        documents = held_out_documents(self.plan.path, self.run.evaluation_tokens)
+        total = num_rows(documents, self.run.sequence_length)
+        done = 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            bar.advance(0, note=f"scoring held-out documents, {min(100 * done // total, 100)}%")
+            if stop.requested:
+                raise Stopped
+
+        scores = evaluate(
+            self.model,
+            documents,
+            self.run.sequence_length,
+            self.run.micro_batch_size,
+            self.plan.manifest["end_of_document"],
+            advance,
+        )
+        self.metrics.add_evaluation(self.step, [score.row() for score in scores])
+        say(f"evaluate: step {self.step}: {total_score(scores).bits_per_byte:.4f} bits per byte")
+        self._clock = time.monotonic()
+
+    def _save(self) -> None:
+        """Leaves a checkpoint of this step; there is nothing to save before the first."""
+        if self.step == 0 or self.step in checkpoints(self._folder):
+            return
+        self.metrics.close_part()
+        state = {
+            "run": self.run.parameters(),
+            "run_fingerprint": self.run.fingerprint(),
+            "mixture": mixture_identity(self.plan),
+            "stream": self._stream_state,
+            "random": {
+                "run": _encode(self.generator.get_state()),
+                "cpu": _encode(torch.get_rng_state()),
+                "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()],
+            },
+            "environment": environment(self.device),
+        }
+        save_checkpoint(self._folder, self.step, self._tensors(), state)
+        prune_checkpoints(self._folder, self.run.keep_last, self.run.keep_every)
+        self._clock = time.monotonic()
+
+    def _load(self, path: Path) -> None:
+        """Takes everything from a checkpoint of this run on this mixture."""
+        manifest = read_checkpoint(path)
+        check_identity(path, manifest, self.run, self.plan)
+        for folder, into in self._tensors().items():
+            load_tensors(path, folder, into)
+        set_steps(self.optimizer, self.step)
+        self.stream.load_state_dict(manifest["stream"])
+        self._stream_state = manifest["stream"]
+        self.generator.set_state(_decode(manifest["random"]["run"]))
+        torch.set_rng_state(_decode(manifest["random"]["cpu"]))
+        if len(manifest["random"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([_decode(s) for s in manifest["random"]["cuda"]])
+        there, here = manifest["environment"], environment(self.device)
+        changed = [
+            f"{k} {there.get(k)} then, {here[k]} now" for k in here if there.get(k) != here[k]
+        ]
+        say(f"pretrain: going on from {path.name}")
+        if changed:
+            say(f"pretrain: losses will agree only up to rounding: {'; '.join(changed)}")
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        weights: dict[str, Tensor] = dict(self.model.named_parameters())
+        return {"model": weights, **moments(self.model, self.optimizer)}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Returns what rounding depends on beside the run; only an equal one resumes bit for bit."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
+
+
+def mixture_identity(plan: Plan) -> dict[str, str]:
+    """Returns the fingerprints of a mixture and of its vocabulary."""
+    return {"fingerprint": plan.fingerprint, "vocabulary": plan.manifest["vocabulary"]}
+
+
+def check_identity(where: Path, stored: dict[str, Any], run: PretrainRun, plan: Plan) -> None:
+    """Checks that a folder or checkpoint is of this run and this mixture.
+
+    Raises:
+        ValueError: it is not; the message names what differs.
+    """
+    differences = run_differences(stored["run"], run.parameters())
+    if differences:
+        raise ValueError(
+            f"{where} belongs to another run; {'; '.join(differences)}. "
+            "Choose another --out, or give the settings that it was started with"
+        )
+    here = mixture_identity(plan)
+    if stored["mixture"] != here:
+        raise ValueError(
+            f"{where} was trained on another mixture: {stored['mixture']} there, {here} here. "
+            "Choose another --out, or give that mixture"
+        )
+
+
+def _encode(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

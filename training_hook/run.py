@@ -1,0 +1,170 @@
+"""A pretraining run: a frozen dataclass that says everything that decides its losses.
+
+A run is a Python function that returns one (flows/runs). Paths and the device are settings of the
+command line and stay out; the fingerprint covers the rest, and a folder that holds another run's
+checkpoints is refused.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from training_hook.config import HybridConfig
+from training_hook.schedule import WarmupStableDecay
+
+PRECISIONS = ("float32", "bfloat16")
+BACKENDS = ("eager", "aot_eager", "inductor")
+_COUNTS = (
+    "sequence_length",
+    "batch_size",
+    "micro_batch_size",
+    "total_tokens",
+    "checkpoint_interval",
+    "keep_last",
+    "keep_every",
+    "evaluation_interval",
+    "evaluation_tokens",
+)
+# What may differ between a run and its continuation: no loss depends on it.
+_BESIDE_THE_POINT = ("checkpoint_interval", "keep_last", "keep_every", "evaluation_interval")
+
+
+@dataclass(frozen=True)
+class PretrainRun:
+    """Everything that a pretraining run is, but where its data and output lie."""
+
+    name: str
+    model: HybridConfig
+    sequence_length: int
+    batch_size: int
+    """Sequences in a global batch: one optimizer step."""
+    micro_batch_size: int
+    """Sequences that go through the model at once; gradients of the others are added in FP32."""
+    total_tokens: int
+    """Rounded up to whole steps."""
+    peak_learning_rate: float
+    warmup_share: float = 0.02
+    decay_share: float = 0.18
+    decay_shape: str = "linear"
+    min_learning_rate_ratio: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    seed: int = 0
+    """Of the weights' initialisation; the order of the data has the mixture's seed."""
+    precision: str = "bfloat16"
+    """Of activations and matrix products; master weights, gradients and moments are FP32."""
+    backend: str = "eager"
+    """"inductor" compiles each layer (for GPUs), "aot_eager" traces it as inductor would."""
+    checkpoint_interval: int = 1_000
+    """Steps between checkpoints; the last step always has one."""
+    keep_last: int = 2
+    """Newest checkpoints that stay."""
+    keep_every: int = 10_000
+    """Checkpoints at multiples of this many steps stay, too."""
+    evaluation_interval: int = 1_000
+    """Steps between held-out evaluations; before the first and after the last step always."""
+    evaluation_tokens: int = 1_000_000
+    """Held-out tokens scored for each part at most, whole documents in the mixture's order."""
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{self.name}: {name} is {getattr(self, name)}; wanted 1 or more")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"{self.name}: batch_size {self.batch_size} is not a multiple of "
+                f"micro_batch_size {self.micro_batch_size}"
+            )
+        for name, known in (("precision", PRECISIONS), ("backend", BACKENDS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{self.name}: {name} is {getattr(self, name)!r}; "
+                    f"wanted one of: {', '.join(known)}"
+                )
+        if not self.clip_norm > 0:
+            raise ValueError(f"{self.name}: clip_norm is {self.clip_norm}; wanted above 0")
+        _ = self.schedule  # its settings are checked where they are used
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in a global batch."""
+        return self.batch_size * self.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return math.ceil(self.total_tokens / self.tokens_per_step)
+
+    @property
+    def schedule(self) -> WarmupStableDecay:
+        """The learning rate of each step."""
+        return WarmupStableDecay(
+            peak=self.peak_learning_rate,
+            total_steps=self.total_steps,
+            warmup_share=self.warmup_share,
+            decay_share=self.decay_share,
+            decay_shape=self.decay_shape,
+            min_ratio=self.min_learning_rate_ratio,
+        )
+
+    def with_steps(self, steps: int) -> "PretrainRun":
+        """Returns the same run with another length; its schedule stretches with it."""
+        if steps < 1:
+            raise ValueError(f"{self.name}: steps is {steps}; wanted 1 or more")
+        return replace(self, total_tokens=steps * self.tokens_per_step)
+
+    def parameters(self) -> dict[str, Any]:
+        """Returns all fields as JSON-safe data, nested dataclasses included."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def fingerprint(self) -> str:
+        """Returns the BLAKE2b-128 of everything that decides the losses, as hexadecimal digits."""
+        return run_fingerprint(self.parameters())
+
+
+def run_fingerprint(parameters: Mapping[str, Any]) -> str:
+    """Returns the fingerprint of a run's parameters as a checkpoint stores them."""
+    identity = {k: v for k, v in parameters.items() if k not in _BESIDE_THE_POINT}
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def run_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Returns one "field: stored value, wanted value" for each field that decides the losses."""
+    return [
+        f"{name}: {stored.get(name)!r} there, {wanted.get(name)!r} here"
+        for name in sorted(stored.keys() | wanted.keys())
+        if name not in _BESIDE_THE_POINT and stored.get(name) != wanted.get(name)
+    ]
+
+
+def load_run(name: str) -> PretrainRun:
+    """Calls the function `MODULE:FUNCTION` and returns the run that it makes.
+
+    Raises:
+        ValueError: no such module or function, or it returns something else.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not function_name:
+        raise ValueError(f"run: got {name!r}; wanted MODULE:FUNCTION, flows.runs.hybrid_tiny:run")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"run: there is no module {module_name!r} (asked for {name!r})") from error
+    function = getattr(module, function_name, None)
+    run = function() if inspect.isfunction(function) else None
+    if not isinstance(run, PretrainRun):
+        raise ValueError(
+            f"run: {name!r} is no function that returns a PretrainRun; {module_name} has: "
+            + ", ".join(sorted(k for k in vars(module) if not k.startswith("_")))
+        )
+    return run
