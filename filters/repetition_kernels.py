@@ -6,8 +6,8 @@ for each word in place of nine. Duplicated 5- to 10-grams are compared as datatr
 joined without a space; there ("ab", "c") equals ("a", "bc") and the order before proves nothing, so
 growing prefixes of the letters take its place. Both save time only: the counts are exact.
 
-Compiled code here never calls compiled code of another file: numba's disk cache watches only the
-kernel's own file and would go on using an old callee.
+Compiled code here uses no constant and calls no compiled code of another file: numba's disk cache
+watches only the kernel's own file and would go on using the old ones.
 """
 
 import numba

@@ -184,11 +184,10 @@ def flywheel(
     tokens = {part.name: str(folder / "tokens" / part.name) for part in wheel.parts}
     places = {name: str(folder / name) for name in ("dataset", "tokenizer", "mixture", "training")}
     places["model"] = str(folder / "model")
-    folders: dict[str, Any] = {k: Path(v).relative_to(folder).as_posix() for k, v in places.items()}
-    folders["tokens"] = {k: Path(v).relative_to(folder).as_posix() for k, v in tokens.items()}
-    earlier = (
-        json.loads((folder / WHEEL).read_text())["stages"] if (folder / WHEEL).exists() else []
-    )
+    folders: dict[str, Any] = {name: name for name in places}
+    folders["tokens"] = {name: f"tokens/{name}" for name in tokens}
+    summary = folder / WHEEL
+    earlier = json.loads(summary.read_text("utf-8"))["stages"] if summary.exists() else []
     stages: list[dict[str, Any]] = []
 
     def turn(name: str, **arguments: Any) -> dict[str, Any]:

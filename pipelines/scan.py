@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import scan_kernels as kernels
+from pipelines.byte_counts import count_separators, count_symbols
 from pipelines.text_buffers import eight_bytes, same_memory, string_buffers
 from pipelines.unicode_tables import character_classes
 
@@ -58,8 +59,12 @@ class Scan:
     paragraph_length: np.ndarray
     """int32 (paragraphs,)"""
 
+    n_hash_signs: np.ndarray
+    """int32 (n,): text.count("#")."""
+    n_ellipses: np.ndarray
+    """int32 (n,): text.count("...") and U+2026 together."""
     counts: np.ndarray
-    """int32 (n, 9): read its columns by name, below."""
+    """int32 (n, 7): read its columns by name, below."""
 
     def column(self, values: np.ndarray, kind: pa.DataType) -> pa.Array:
         """Returns one value a document as an Arrow array, null where the text is null."""
@@ -90,16 +95,6 @@ class Scan:
     def n_alpha_words(self) -> np.ndarray:
         """int32 (n,): words with a letter."""
         return self.counts[:, kernels.ALPHA_WORDS]
-
-    @property
-    def n_hash_signs(self) -> np.ndarray:
-        """int32 (n,): text.count("#")."""
-        return self.counts[:, kernels.HASH_SIGNS]
-
-    @property
-    def n_ellipses(self) -> np.ndarray:
-        """int32 (n,): text.count("...") and U+2026 together."""
-        return self.counts[:, kernels.ELLIPSES]
 
     @property
     def n_text_lines(self) -> np.ndarray:
@@ -138,7 +133,7 @@ def scan(text: pa.StringArray) -> Scan:
 def _scanned(text: pa.StringArray) -> Scan:
     offsets, data, valid = string_buffers(text)
     part = data[offsets[0] : offsets[-1]]
-    most_words, most_lines = kernels.count_separators(part)
+    most_words, most_lines = count_separators(part)
     most_words += 2 * len(text)
     most_lines += len(text)
     letters = np.zeros(part.size + PADDING, np.uint8)
@@ -152,6 +147,7 @@ def _scanned(text: pa.StringArray) -> Scan:
     source = kernels.Text(data, eight_bytes(data), character_classes())
     kernels.scan_documents(source, offsets, valid, words, lines, paragraphs, offsets_out, counts)
     num_words, num_lines, num_paragraphs = offsets_out[-1].tolist()
+    symbols = count_symbols(data, offsets, valid)
     word_offsets, line_offsets, paragraph_offsets = np.ascontiguousarray(offsets_out.T)
     return Scan(
         valid=valid,
@@ -167,6 +163,8 @@ def _scanned(text: pa.StringArray) -> Scan:
         paragraph_offsets=paragraph_offsets,
         paragraph_hash=paragraphs.hashes[:num_paragraphs],
         paragraph_length=paragraphs.lengths[:num_paragraphs],
+        n_hash_signs=symbols[:, 0],
+        n_ellipses=symbols[:, 1],
         counts=counts,
     )
 

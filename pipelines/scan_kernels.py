@@ -5,8 +5,8 @@ control or not ASCII, and tells letters and digits from punctuation, so a usual 
 two steps instead of one for each byte (2.5 times the speed of a table look-up for each byte). All
 other characters are decoded and looked up one by one.
 
-Compiled code here never calls compiled code of another file: numba's disk cache watches only the
-kernel's own file and would go on using an old callee.
+Compiled code here uses no constant and calls no compiled code of another file: numba's disk cache
+watches only the kernel's own file and would go on using the old ones.
 """
 
 from typing import NamedTuple
@@ -14,24 +14,30 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from pipelines.unicode_tables import ALPHA, LINE_END, NOT_SYMBOL, SPACE
-
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 U = np.uint64
 M1, M2, M3 = U(0x9E3779B185EBCA87), U(0xC2B2AE3D27D4EB4F), U(0x165667B19E3779F9)
 ONES = U(0x0101010101010101)
 HIGH = ONES * U(0x80)
-CR, NEWLINE, BLANK, HASH_SIGN, DASH, FULL_STOP = 13, 10, 32, 35, 45, 46
+NEWLINE, CR, BLANK, DASH, FULL_STOP = 10, 13, 32, 45, 46
 
-NUM_COUNTS = 9
+# Classes of a code point; pipelines.unicode_tables has the table.
+SPACE = 1
+"""str.isspace: what str.split and str.strip take for white space."""
+LINE_END = 2
+"""Ends a line for str.splitlines; all of these are white space too."""
+ALPHA = 4
+"""str.isalpha."""
+NOT_SYMBOL = 8
+"""Not in datatrove's PUNCTUATION_SET: makes a word count for Gopher's word statistics."""
+
+NUM_COUNTS = 7
 (
     CODE_POINTS,
     NON_SYMBOL_WORDS,
     NON_SYMBOL_CHARACTERS,
     ALPHA_WORDS,
-    HASH_SIGNS,
-    ELLIPSES,
     TEXT_LINES,
     BULLET_LINES,
     ELLIPSIS_LINES,
@@ -130,26 +136,6 @@ def decode(data, i, stop):
     if b >= 0xC0 and i + 1 < stop:
         return (b & 31) << 6 | np.int64(data[i + 1]) & 63, 2
     return b, 1
-
-
-@kernel
-def count_separators(text):
-    """Returns how many words and lines there can be at most in UTF-8 text, less one a document.
-
-    A word that is not a document's first follows a separator: ASCII white space or the lead byte
-    of a character that may be white space.
-    """
-    words = 0
-    lines = 0
-    separated = False
-    for i in range(text.size):
-        b = text[i]
-        blank = (b == BLANK) | ((b >= 9) & (b <= 13)) | ((b >= 28) & (b <= 31))
-        separator = blank | (b == 0xC2) | ((b >= 0xE1) & (b <= 0xE3))
-        words += separated & (not separator)
-        separated = separator
-        lines += b == NEWLINE
-    return words, lines
 
 
 @kernel
@@ -256,32 +242,6 @@ def split_words(text, start, stop, words, w, ends, counts):
     counts[NON_SYMBOL_CHARACTERS] = characters
     counts[ALPHA_WORDS] = alpha_words
     return w, e
-
-
-@kernel
-def count_characters(data, ascii_only, counts):
-    """Counts hash signs and ellipses: text.count("...") and U+2026 (E2 80 A6)."""
-    # loops of this form are compiled to 32 bytes at a time; keep them simple
-    hashes = 0
-    for i in range(data.size):
-        hashes += data[i] == HASH_SIGN
-    counts[HASH_SIGNS] = hashes
-    triples = 0
-    for i in range(data.size - 2):
-        triples += (data[i] == FULL_STOP) & (data[i + 1] == FULL_STOP) & (data[i + 2] == FULL_STOP)
-    ellipses = triples
-    if triples:  # they overlap in a longer run
-        ellipses = 0
-        dots = 0
-        for i in range(data.size):
-            dots = dots + 1 if data[i] == FULL_STOP else 0
-            if dots == 3:
-                ellipses += 1
-                dots = 0
-    if not ascii_only:
-        for i in range(data.size - 2):
-            ellipses += (data[i] == 0xE2) & (data[i + 1] == 0x80) & (data[i + 2] == 0xA6)
-    counts[ELLIPSES] = ellipses
 
 
 @kernel
@@ -446,7 +406,6 @@ def scan_documents(text, offsets, valid, words, lines, paragraphs, document_offs
             first = w
             w, num_ends = split_words(text, start, stop, words, w, ends, row)
             code_points = np.int64(row[CODE_POINTS])
-            count_characters(text.data[start:stop], code_points == stop - start, row)
             count_lines(text.data, start, stop, words, first, w, ends, num_ends, row)
             first = k
             k = split_lines(text, start, stop, ends, num_ends, code_points, lines, k)

@@ -9,16 +9,9 @@ import functools
 
 import numpy as np
 
-NUM_CODE_POINTS = 0x110000
+from pipelines.scan_kernels import ALPHA, LINE_END, NOT_SYMBOL, SPACE
 
-SPACE = 1
-"""str.isspace: what str.split and str.strip take for white space."""
-LINE_END = 2
-"""Ends a line for str.splitlines; all of these are white space too."""
-ALPHA = 4
-"""str.isalpha."""
-NOT_SYMBOL = 8
-"""Not in datatrove's PUNCTUATION_SET: makes a word count for Gopher's word statistics."""
+NUM_CODE_POINTS = 0x110000
 
 # PUNCTUATION_SET of datatrove 0.10.1 (datatrove/utils/text.py) as ranges of code points, first and
 # last in hexadecimal: ASCII and CJK punctuation, control characters except tab and newline, and
