@@ -18,9 +18,9 @@ from pipelines.recipe import load_function
 # What a flywheel's summary keeps of each stage's result.
 SUMMARY = {
     "curate": ("documents_in", "kept", "dropped", "bytes_in", "bytes_kept"),
-    "train_tokenizer": ("size", "fingerprint"),
+    "train_tokenizer": ("size",),
     "tokenize": ("documents", "tokens", "bytes"),
-    "mix": ("num_samples", "fingerprint"),
+    "mix": ("num_samples",),
     "pretrain": ("status", "parameters", "steps", "tokens", "tokens_per_second", "bits_per_byte"),
     "export": ("step",),
 }

@@ -1,6 +1,5 @@
 """Inputs: which bytes a dataset was made of, and whether they are still the same."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 from pipelines.atomic import written
 from pipelines.engines.job import Job
 from pipelines.plan import Plan
-from pipelines.readers.reader import Span, open_span
+from pipelines.readers.reader import Span, span_hash
 
 INPUTS = "inputs.parquet"
 SCHEMA = pa.schema(
@@ -63,7 +62,7 @@ def changed_inputs(out: Path, plan: Plan, verify: bool) -> str:
         return "files have other sizes"
     if verify:
         for (span, _), digest in zip(now, digests, strict=True):
-            if _hash(span) != digest:
+            if span_hash(span) != digest:
                 return f"{span.file.path!r} of source {span.file.source} holds other bytes"
     return ""
 
@@ -76,7 +75,7 @@ def forget_changed_units(job: Job) -> None:
         if not record.exists():
             continue
         digests = json.loads(record.read_text("utf-8"))["digests"]
-        if any(_hash(span) != digests.get(_name(span)) for span in unit.spans):
+        if any(span_hash(span) != digests.get(_name(span)) for span in unit.spans):
             shutil.rmtree(folder)
             shutil.rmtree(job.plan_folder(), ignore_errors=True)
 
@@ -91,13 +90,3 @@ def _rows(plan: Plan) -> Iterator[tuple[Span, dict[str, Any]]]:
 
 def _name(span: Span) -> str:
     return f"{span.file.path}:{span.start}-{span.stop}"
-
-
-def _hash(span: Span) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    left = span.stop - span.start
-    with open_span(span) as stream:
-        while left and (data := stream.read(min(left, 1 << 20))):
-            digest.update(data)
-            left -= len(data)
-    return digest.hexdigest()

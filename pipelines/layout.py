@@ -5,7 +5,6 @@ Signals of filters and editors go to the ledger, beside one boolean column for e
 (`fails_<rule>`, null where it was not asked), so every verdict can be counted with one query.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -62,15 +61,16 @@ def make_layout(recipe: Recipe, plan: Plan) -> Layout:
             two readers give a column two types.
     """
     extras: dict[str, pa.DataType] = {}
-    for reader, schema in _reader_schemas(recipe, plan):
-        check_schema(recipe, reader, pa.unify_schemas([schema, *_padding(schema)]))
-        for field in schema:
-            if field.name in (KEY, ERROR) or field.name in (*RESERVED.names, *TRANSIENT.names):
+    for who, columns in _offered(recipe, plan).items():
+        schema = pa.schema(list(columns.items()))
+        check_schema(recipe, who, pa.unify_schemas([schema, *_padding(schema)]))
+        for name, kind in columns.items():
+            if name in (KEY, ERROR) or name in (*RESERVED.names, *TRANSIENT.names):
                 continue
-            if extras.setdefault(field.name, field.type) != field.type:
+            if extras.setdefault(name, kind) != kind:
                 raise ValueError(
-                    f"{recipe.name}: column {field.name!r} is {field.type} in {reader} and "
-                    f"{extras[field.name]} elsewhere. Give it one type or one more name."
+                    f"{recipe.name}: column {name!r} is {kind} in {who} and {extras[name]} "
+                    f"elsewhere. Leave it out, or give it one type."
                 )
     start = pa.schema([*RESERVED, *TRANSIENT, *(pa.field(n, t) for n, t in extras.items())])
     data = pa.schema([*RESERVED, *(pa.field(n, t) for n, t in extras.items())])
@@ -95,14 +95,22 @@ def make_layout(recipe: Recipe, plan: Plan) -> Layout:
     return Layout(start, data, pa.schema(ledger), pa.schema(list(signals.values())), rules)
 
 
-def _reader_schemas(recipe: Recipe, plan: Plan) -> Sequence[tuple[str, pa.Schema]]:
-    found: dict[tuple[str, int], tuple[str, pa.Schema]] = {}
+def _offered(recipe: Recipe, plan: Plan) -> dict[str, dict[str, pa.DataType]]:
+    """Returns the columns that the files of each source have, together; all files are asked."""
+    offered: dict[str, dict[str, pa.DataType]] = {}
     for unit in plan.units:
-        if (unit.source, unit.reader) not in found:
-            file = unit.spans[0].file
-            schema = recipe.readers[unit.reader].schema(file)
-            found[unit.source, unit.reader] = (f"{unit.source} ({file.path})", schema)
-    return list(found.values())
+        for span in unit.spans:
+            if span.start:
+                continue  # a later part of a file that was asked
+            columns = offered.setdefault(f"source {unit.source}", {})
+            for field in recipe.readers[unit.reader].schema(span.file):
+                if columns.setdefault(field.name, field.type) != field.type:
+                    raise ValueError(
+                        f"{recipe.name}: column {field.name!r} is {field.type} in "
+                        f"{span.file.path!r} and {columns[field.name]} in other files of source "
+                        f"{unit.source}. Leave it out, or give it one type."
+                    )
+    return offered
 
 
 def _padding(schema: pa.Schema) -> list[pa.Schema]:

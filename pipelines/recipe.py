@@ -142,7 +142,7 @@ def check_schema(recipe: Recipe, source: str, schema: pa.Schema) -> pa.Schema:
 
     Args:
         recipe: the recipe.
-        source: who offers the columns, for the message.
+        source: who offers the columns, for the message: "source web".
         schema: what a reader yields.
 
     Raises:
@@ -154,7 +154,7 @@ def check_schema(recipe: Recipe, source: str, schema: pa.Schema) -> pa.Schema:
     for name, kind in types.items():
         if name in RESERVED.names and kind != RESERVED.field(name).type:
             raise ValueError(
-                f"{recipe.name}: source {source} has column {name!r} of type {kind}; "
+                f"{recipe.name}: {source} has column {name!r} of type {kind}; "
                 f"wanted {RESERVED.field(name).type}. Name another column in the reader."
             )
     for step in recipe.steps:
@@ -176,7 +176,7 @@ def check_schema(recipe: Recipe, source: str, schema: pa.Schema) -> pa.Schema:
             types.pop(name, None)
     if "text" not in types:
         raise ValueError(
-            f"{recipe.name}: no step makes 'text' of source {source}; columns at the end: "
+            f"{recipe.name}: no step makes 'text' of {source}; columns at the end: "
             f"{', '.join(sorted(types))}. Add HtmlText() or name a text column in the reader."
         )
     return pa.schema(list(types.items()))

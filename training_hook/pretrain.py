@@ -17,6 +17,7 @@ import torch
 
 from mixtures.artifact import exclusive, read_manifest
 from mixtures.plan import Plan
+from pipelines.atomic import sweep
 from pipelines.dataset import write_json
 from pipelines.progress import human, say
 from training_hook.checkpoint import checkpoints
@@ -60,17 +61,18 @@ def pretrain(
     plan = Plan(mixture)
     check_fit(run, plan, vocabulary)
     with exclusive(out):
-        finished = claim(out, run, plan)
-        if finished is not None:
+        summary = claim(out, run, plan)
+        if summary is not None:
             say(f"pretrain: {out} is finished already")
-            return finished
-        with stop_on_signals() as stop:
-            training = Pretraining(run, plan, out, pick_device(device))
-            training.train(stop)
-        summary = summarise(training)
-        if summary["status"] == "finished":
-            write_json(out / "manifest.json", summary)
-    return summary
+        else:
+            with stop_on_signals() as stop:
+                training = Pretraining(run, plan, out, pick_device(device))
+                training.train(stop)
+            summary = summarise(training)
+            if summary["status"] == "finished":
+                write_json(out / "manifest.json", summary)
+    name = summary["checkpoint"]  # below the folder, which may be moved
+    return {**summary, "out": str(out), "checkpoint": name and str(out / name)}
 
 
 def check_fit(run: PretrainRun, plan: Plan, vocabulary: Path | None) -> None:
@@ -115,6 +117,7 @@ def claim(out: Path, run: PretrainRun, plan: Plan) -> dict[str, Any] | None:
     Raises:
         ValueError: it is another run's, or not a run's at all.
     """
+    sweep(out)
     note = out / "run.json"
     if note.exists():
         check_identity(out, read_manifest(note, "run"), run, plan)
@@ -155,8 +158,7 @@ def summarise(training: Pretraining) -> dict[str, Any]:
             "before": evaluations.get(0),
             "after": evaluations.get(run.total_steps),
         },
-        "checkpoint": str(done[max(done)]) if done else None,
-        "out": str(out),
+        "checkpoint": done[max(done)].relative_to(out).as_posix() if done else None,
         "run": run.parameters(),
         "mixture": mixture_identity(training.plan),
         "environment": environment(training.device),

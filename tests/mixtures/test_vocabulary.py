@@ -110,14 +110,18 @@ def test_digits_are_single_tokens(vocabulary: Vocabulary) -> None:
     assert len(ids) == 30
 
 
-@pytest.mark.parametrize("size", [50, 333])
+@pytest.mark.parametrize(("size", "line_size"), [(1500, 50), (4000, 700)])
 def test_encode_in_pieces_equals_encode_whole(
-    vocabulary: Vocabulary, real_texts: list[str], monkeypatch: pytest.MonkeyPatch, size: int
+    vocabulary: Vocabulary,
+    real_texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    line_size: int,
 ) -> None:
     texts = [text[:20_000] for text in real_texts[::9]] + TRICKY
     whole = vocabulary.encode_batch(texts)
     monkeypatch.setattr(module, "PIECE_CHARACTERS", size)
-    monkeypatch.setattr(vocabulary, "_run_characters", size)
+    monkeypatch.setattr(vocabulary, "_run_characters", line_size)
     assert len(list(vocabulary._pieces(texts[0]))) > len(texts[0]) // size // 4
     for ids, parts in zip(whole, vocabulary.encode_batch(texts), strict=True):
         assert ids.tolist() == parts.tolist()

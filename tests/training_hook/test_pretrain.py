@@ -159,7 +159,11 @@ def test_pretrain_learns_and_says_what_it_did(corpus, unbroken):
 def test_pretrain_of_a_finished_run_trains_nothing(corpus, unbroken):
     before = sorted((p, p.stat().st_mtime_ns) for p in unbroken.rglob("*"))
     again = pretrain(tiny_run(), corpus / "mixture", unbroken)
-    assert again == json.loads((unbroken / "manifest.json").read_text())
+    assert (
+        again["bits_per_byte"]
+        == json.loads((unbroken / "manifest.json").read_text())["bits_per_byte"]
+    )
+    assert Path(again["checkpoint"]) == unbroken / "checkpoints" / "step-00000040"
     assert sorted((p, p.stat().st_mtime_ns) for p in unbroken.rglob("*")) == before
 
 
@@ -264,6 +268,22 @@ def test_pretrain_into_another_runs_folder_is_refused(corpus, unbroken, tmp_path
     with pytest.raises(ValueError, match="is no run's folder and not empty"):
         pretrain(tiny_run(), corpus / "mixture", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_pretrain_into_a_folder_where_one_was_killed_at_once_goes_on(corpus, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".tmp-77-run.json").write_text("{")
+    assert pretrain(tiny_run().with_steps(1), corpus / "mixture", out)["step"] == 1
+    assert not list(out.rglob(".*"))
+
+
+def test_run_folder_that_was_moved_is_still_its_runs(corpus, tmp_path):
+    first = pretrain(tiny_run().with_steps(1), corpus / "mixture", tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = pretrain(tiny_run().with_steps(1), corpus / "mixture", tmp_path / "moved")
+    assert again["loss"] == first["loss"]
+    assert Path(again["checkpoint"]).is_dir()
 
 
 def test_checkpoint_of_another_run_in_the_folder_is_refused(corpus, unbroken, tmp_path):

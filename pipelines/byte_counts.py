@@ -1,0 +1,73 @@
+"""Counts of bytes that need no decoding, 3 to 8 GB/s.
+
+Loops of this plain form are compiled to 32 bytes at a time; a branch inside would undo that.
+"""
+
+import numba
+import numpy as np
+
+kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+NEWLINE, BLANK, HASH_SIGN, FULL_STOP = 10, 32, 35, 46
+
+
+@kernel
+def count_separators(data):
+    """Returns how many words and lines there can be at most in UTF-8 text, less one a document.
+
+    A word that is not a document's first follows a separator: ASCII white space or the lead byte
+    of a character that may be white space.
+    """
+    words = 0
+    lines = 0
+    separated = False
+    for i in range(data.size):
+        b = data[i]
+        blank = (b == BLANK) | ((b >= 9) & (b <= 13)) | ((b >= 28) & (b <= 31))
+        separator = blank | (b == 0xC2) | ((b >= 0xE1) & (b <= 0xE3))
+        words += separated & (not separator)
+        separated = separator
+        lines += b == NEWLINE
+    return words, lines
+
+
+@kernel
+def count_symbols(data, offsets, valid):
+    """Returns int32 (n, 2): text.count("#"), and text.count("...") + text.count(U+2026)."""
+    counts = np.zeros((valid.size, 2), np.int32)
+    for d in range(valid.size):
+        if valid[d]:
+            text = data[offsets[d] : offsets[d + 1]]
+            hashes = 0
+            for i in range(text.size):
+                hashes += text[i] == HASH_SIGN
+            counts[d, 0] = hashes
+            counts[d, 1] = count_three_dots(text) + count_ellipsis_characters(text)
+    return counts
+
+
+@kernel
+def count_three_dots(text):
+    """Returns text.count("..."), in which matches do not overlap."""
+    triples = 0
+    for i in range(text.size - 2):
+        triples += (text[i] == FULL_STOP) & (text[i + 1] == FULL_STOP) & (text[i + 2] == FULL_STOP)
+    if triples < 2:
+        return triples
+    count = 0
+    dots = 0
+    for i in range(text.size):
+        dots = dots + 1 if text[i] == FULL_STOP else 0
+        if dots == 3:
+            count += 1
+            dots = 0
+    return count
+
+
+@kernel
+def count_ellipsis_characters(text):
+    """Returns the count of U+2026, in UTF-8 E2 80 A6."""
+    count = 0
+    for i in range(text.size - 2):
+        count += (text[i] == 0xE2) & (text[i + 1] == 0x80) & (text[i + 2] == 0xA6)
+    return count
