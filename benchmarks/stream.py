@@ -1,6 +1,6 @@
 """Tokens per CPU second of the stream beside numpy loops over the same mapped files.
 
-    .venv/bin/python -m benchmarks.stream [--tokens 256] [--repeats 5]
+    python -m benchmarks.stream [--tokens 256] [--repeats 5]
 
 The peers: `slices` copies the same samples range by range from np.memmap, as Megatron's GPTDataset
 does; `windows` copies whole rows and knows no documents: what a plain mmap loop can reach. All run
@@ -9,20 +9,16 @@ give that of the files.
 """
 
 import argparse
-import json
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.machine import about, write_result
 from mixtures.artifact import fingerprint
 from mixtures.indexed_dataset import write_index
 from mixtures.layout import INDEX_FILE, MANIFEST, SIDECAR_FILE, SIDECAR_SCHEMA, TOKENS_FILE
@@ -31,7 +27,6 @@ from mixtures.packing import START_BITS
 from mixtures.stream import Stream
 from pipelines.dataset import write_json
 
-RESULTS = Path(__file__).parent / "results" / "stream.json"
 SETTINGS = ((4096, 32), (8192, 16), (1024, 64))  # sequence length, batch size
 SHARDS = 4
 
@@ -172,35 +167,14 @@ def main() -> None:
                     "rates": rates,
                 }
             )
-            print(json.dumps(results[-1]))
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    report = {
+    result = {
         "what": "million tokens per CPU second in the stored type, page cache, one thread, best",
-        "commit": commit.stdout.strip() if not commit.returncode else "uncommitted",
-        "machine": {
-            "cpu": _cpu(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-        },
-        "versions": {
-            "numpy": np.__version__,
-            "numba": numba.__version__,
-            "pyarrow": version("pyarrow"),
-        },
         "tokens": int(lengths.sum()),
         "documents": len(lengths),
         "document_tokens": {"median": float(np.median(lengths)), "mean": float(lengths.mean())},
-        "results": results,
+        "measured": results,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    write_json(RESULTS, report)
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    write_result("stream", result | about(["numpy", "numba", "pyarrow"]))
 
 
 if __name__ == "__main__":

@@ -141,6 +141,7 @@ def tokenize(
         list[str] | None,
         typer.Option(help="COLUMN=VALUE: only documents that have it; repeat for more values."),
     ] = None,
+    sample: Annotated[float, typer.Option(help="Share of these documents.")] = 1.0,
     workers: Workers = 0,
     as_json: Json = False,
     prefect: AsFlow = False,
@@ -152,6 +153,7 @@ def tokenize(
             tokenizer=tokenizer,
             out=out,
             where=_grouped(where or []),
+            sample=sample,
             workers=workers,
         )
         _show(result, as_json, f"token dataset: {out}")

@@ -11,6 +11,8 @@ class Part:
     kinds: tuple[str, ...]
     """Values of the dataset's column `kind`."""
     weight: float
+    sample: float = 1.0
+    """Share of these documents that is tokenized."""
     max_repetition: float = 4.0
     """Above this many epochs repeated data is worth much less (Muennighoff et al. 2023)."""
 

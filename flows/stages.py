@@ -91,17 +91,18 @@ def tokenize(
     tokenizer: str,
     out: str,
     where: dict[str, list[str]] | None = None,
+    sample: float = 1.0,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Encodes a dataset into a token dataset; `where` chooses documents by a column's values."""
+    """Encodes a dataset, or the documents with a column's values, or a sample of them."""
     from mixtures.token_dataset import tokenize as run
     from pipelines.dataset import Dataset
 
     total = Dataset(dataset).manifest["bytes_kept"]
     chosen = where or {}
     words = ", ".join(f"{name} {' or '.join(values)}" for name, values in chosen.items())
-    with progress(f"tokenize {words or dataset}", 0 if where else total, "B") as bar:
-        return run(dataset, tokenizer, out, workers or cores(), bar.advance, chosen)
+    with progress(f"tokenize {words or dataset}", 0 if where or sample < 1 else total, "B") as bar:
+        return run(dataset, tokenizer, out, workers or cores(), bar.advance, chosen, sample)
 
 
 def mix(mixture: Any, parts: dict[str, str], out: str, seed: int = 0) -> dict[str, Any]:
@@ -219,6 +220,7 @@ def flywheel(
             tokenizer=tokenizer,
             out=target,
             where={"kind": list(part.kinds)},
+            sample=part.sample,
             workers=workers,
         )
     parts = tuple(MixturePart(p.name, p.weight, p.max_repetition) for p in wheel.parts)

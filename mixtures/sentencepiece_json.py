@@ -2,8 +2,8 @@
 
 Three things make both implementations agree, and a wrong one shows as other ids only in rare text:
 
-- BPE: SentencePiece merges the best piece at its leftmost place. The JSON ranks pairs, so every
-  split of a piece becomes a pair and the pair with the longer left part comes first.
+- BPE: SentencePiece ranks pieces, the JSON ranks pairs. Every split of a piece into two pieces
+  becomes a pair, in the order of the pieces.
 - Unigram: SentencePiece adds scores in float32, tokenizers in float64, so paths of equal score part
   at rounding. Scores rounded to 1/64 add without error up to 2^18, and ties fall alike.
 - tokenizers' Unigram matches every entry of the vocabulary in text, "<s>" and "<0x41>" too. Those

@@ -48,6 +48,7 @@ def tokenize(
     workers: int = 1,
     advance: Callable[[int], None] = unseen,
     where: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    sample: float = 1.0,
 ) -> dict[str, Any]:
     """Encodes a curated dataset into a token dataset and returns its manifest.
 
@@ -61,6 +62,7 @@ def tokenize(
         workers: processes, one shard each at a time.
         advance: called with the bytes of text encoded since the last call.
         where: columns and the values that a document has to have in them; the others are left out.
+        sample: share of these documents, drawn by keyed hash of the id.
 
     Raises:
         ValueError: a folder is not what it should be, `where` names a column that is not there or
@@ -68,12 +70,15 @@ def tokenize(
     """
     if workers < 1:
         raise ValueError(f"tokenize: workers is {workers}; wanted 1 or more")
+    if not 0 < sample <= 1:
+        raise ValueError(f"tokenize: sample is {sample}; wanted a share above 0 and up to 1")
     out, source = Path(out), Dataset(dataset)
     loaded = load_vocabulary(vocabulary)
     request = {
         "dataset": documents_fingerprint(source),
         "vocabulary": loaded.fingerprint,
         "where": {name: list(values) for name, values in where.items()},
+        "sample": sample,
         "version": 1,
     }
     if there := finished(out / MANIFEST, "token dataset", request):
@@ -83,9 +88,16 @@ def tokenize(
     _check_columns(data_files, where)
     with exclusive(out):
         work = _begin(out, request)
-        _check_columns(data_files, where)
         tasks = [
-            ShardTask(number, str(file), str(loaded.path), str(out), str(work), request["where"])
+            ShardTask(
+                number,
+                str(file),
+                str(loaded.path),
+                str(out),
+                str(work),
+                request["where"],
+                sample,
+            )
             for number, file in enumerate(data_files)
             if not (work / record_name(number)).exists()
         ]
@@ -95,7 +107,7 @@ def tokenize(
         _run(tasks, min(workers, len(tasks)), advance)
         records = [json.loads((work / record_name(n)).read_bytes()) for n in range(len(data_files))]
         if not any(record["documents"] for record in records):
-            asked = f" with {request['where']}" if where else ""
+            asked = f" with {request['where']}" if where else f" in a sample of {sample}"
             raise ValueError(f"tokenize: {dataset} holds no documents{asked}")
         files = [entry for record in records for entry in record.pop("files")]
         manifest = {

@@ -7,7 +7,7 @@ done once its record is there. This module runs in worker processes.
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import parent_process
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from mixtures.artifact import file_entry
 from mixtures.indexed_dataset import write_index
+from mixtures.keyed import derive_key, hash_ids, share_threshold
 from mixtures.layout import INDEX_FILE, SIDECAR_FILE, SIDECAR_SCHEMA, TOKENS_FILE
 from mixtures.vocabulary import Vocabulary, load_vocabulary
 from pipelines.atomic import written
@@ -28,6 +29,8 @@ from pipelines.dataset import write_json
 
 BATCH_CHARACTERS = 1 << 20
 """Text encoded at once; ids and bookkeeping of tokenizers take about 100 bytes a character."""
+
+SAMPLE_KEY = derive_key(0, "tokenize")
 
 _progress: Any = None
 _stop: Any = None
@@ -44,6 +47,8 @@ class ShardTask:
     work: str
     where: dict[str, list[str]]
     """Columns and the values that a document has to have in them."""
+    sample: float
+    """Share of the documents, drawn by keyed hash of the id."""
 
 
 class Interrupted(Exception):
@@ -110,7 +115,7 @@ def make_shard(
     )
     ids, lengths, sizes = [], [np.empty(0, np.int32)], [np.empty(0, np.int64)]
     with written(tokens_file) as temporary, temporary.open("wb") as stream:
-        for texts, batch_ids in _batches(task.data_file, task.where):
+        for texts, batch_ids in _batches(task):
             encoded = vocabulary.encode_batch(texts)
             batch_sizes = [len(text.encode()) for text in texts]
             for document in encoded:
@@ -137,18 +142,19 @@ def make_shard(
     }
 
 
-def _batches(
-    data_file: str, where: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[list[str], list[str]]]:
+def _batches(task: ShardTask) -> Iterator[tuple[list[str], list[str]]]:
     """Yields (texts, ids) of about BATCH_CHARACTERS, in order; a null text is empty."""
     texts: list[str] = []
     ids: list[str] = []
     characters = 0
-    with pq.ParquetFile(data_file, pre_buffer=False) as file:
-        for batch in file.iter_batches(1024, columns=["id", "text", *where]):
-            for name, values in where.items():
+    with pq.ParquetFile(task.data_file, pre_buffer=False) as file:
+        for batch in file.iter_batches(1024, columns=["id", "text", *task.where]):
+            for name, values in task.where.items():
                 wanted = pa.array(values, batch.schema.field(name).type)
                 batch = batch.filter(pc.is_in(batch.column(name), wanted))
+            if task.sample < 1:
+                drawn = hash_ids(batch.column("id"), SAMPLE_KEY) < share_threshold(task.sample)
+                batch = batch.filter(pa.array(drawn))
             for document_id, text in zip(batch.column("id"), batch.column("text"), strict=True):
                 texts.append(text.as_py() or "")
                 ids.append(document_id.as_py())

@@ -50,7 +50,7 @@ def wheel() -> Wheel:
         recipe="flows.recipes.packages:python_packages",
         parts=(
             Part("documentation", kinds=("prose",), weight=0.5),
-            Part("code", kinds=("code",), weight=0.5),
+            Part("code", kinds=("code",), weight=0.5, sample=0.1),
         ),
         run="flows.runs.hybrid_tiny:run",
         seed=1,
