@@ -31,7 +31,9 @@ class GopherRepetition(Filter):
     their characters over all characters. top_N_gram_character_ratio is the length of the most
     frequent N words, joined by spaces, times its count, over all characters;
     duplicate_N_gram_character_ratio the characters, without spaces, of N words that occurred
-    before, over all characters. All are 0 for an empty text and null for a null one.
+    before, over all characters. All are 0 for an empty text and null for a null one. As in
+    datatrove the first N words are the most frequent ones where none is repeated, so a text of
+    fewer than about 25 words breaks a top_N_gram rule.
 
     Source: Rae et al. 2021, Gopher, arXiv:2112.11446, table A1; formulas of datatrove 0.10.1,
     gopher_repetition_filter.py.

@@ -265,8 +265,8 @@ def count_repetitions(
     while size < 2 * max(largest, longest):
         size *= 2
     table = np.empty(size, np.uint64)
-    once = np.empty(size // 2, np.uint64)
-    twice = np.empty(size // 2, np.uint64)
+    once = np.empty(size // 4, np.uint64)
+    twice = np.empty(size // 4, np.uint64)
     keys = np.empty(largest, np.uint64)
     active = np.empty(largest + 1, np.int32)
     seen = np.empty(largest, np.int32)

@@ -110,6 +110,7 @@ def mix(mixture: Any, parts: dict[str, str], out: str, seed: int = 0) -> dict[st
     from mixtures.mixture import mix as run
 
     chosen = load_function(mixture, "mixture")() if isinstance(mixture, str) else mixture
+    say(f"mix: packing {', '.join(parts)} (the first run compiles for some seconds)")
     return run(chosen, parts, out, seed)
 
 

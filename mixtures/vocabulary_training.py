@@ -52,7 +52,7 @@ def train_vocabulary(
     size: int = 32_000,
     seed: int = 0,
     sample_bytes: int = 64_000_000,
-    model_type: str = "unigram",
+    model_type: str = "bpe",
     split_digits: bool = True,
 ) -> dict[str, Any]:
     """Trains a vocabulary into a new folder and returns its manifest.
@@ -64,7 +64,8 @@ def train_vocabulary(
         size: number of ids, the 32 special ones included.
         seed: of the draw.
         sample_bytes: UTF-8 bytes of text to train on, at most.
-        model_type: of a SentencePiece model: "unigram" or "bpe".
+        model_type: of a SentencePiece model: "bpe", or "unigram", which takes 15 times as long to
+            train (140 CPU seconds for 24 MB) and encodes 2.5 times as fast.
         split_digits: every digit is a token of its own.
 
     Raises:

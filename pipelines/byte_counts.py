@@ -12,23 +12,32 @@ NEWLINE, BLANK, HASH_SIGN, FULL_STOP = 10, 32, 35, 46
 
 
 @kernel
-def count_separators(data):
-    """Returns how many words and lines there can be at most in UTF-8 text, less one a document.
+def count_separators(data, offsets):
+    """Returns the most words, lines and line ends that UTF-8 texts can have.
 
-    A word that is not a document's first follows a separator: ASCII white space or the lead byte
-    of a character that may be white space.
+    The first two are of all texts together, the third is of the text that has most of them. A word
+    that is not a text's first follows ASCII white space or the lead byte of a character that may
+    be white space.
     """
-    words = 0
-    lines = 0
-    separated = False
-    for i in range(data.size):
-        b = data[i]
-        blank = (b == BLANK) | ((b >= 9) & (b <= 13)) | ((b >= 28) & (b <= 31))
-        separator = blank | (b == 0xC2) | ((b >= 0xE1) & (b <= 0xE3))
-        words += separated & (not separator)
-        separated = separator
-        lines += b == NEWLINE
-    return words, lines
+    n = offsets.size - 1
+    words = n
+    lines = n
+    most_ends = 0
+    for d in range(n):
+        text = data[offsets[d] : offsets[d + 1]]
+        separated = False
+        ends = 0
+        for i in range(text.size):
+            b = text[i]
+            lead = (b == 0xC2) | ((b >= 0xE1) & (b <= 0xE3))
+            end = ((b >= 10) & (b <= 13)) | ((b >= 28) & (b <= 30)) | lead
+            separator = end | (b == BLANK) | (b == 9) | (b == 31)
+            words += separated & (not separator)
+            separated = separator
+            lines += b == NEWLINE
+            ends += end
+        most_ends = max(most_ends, ends)
+    return words, lines, most_ends
 
 
 @kernel

@@ -121,11 +121,11 @@ def pair_bits() -> tuple[np.ndarray, np.ndarray]:
     for bit, (before, after) in enumerate(MOJIBAKE_PAIRS):
         for names, table in ((before, left), (after, right)):
             for name in names.split():
-                table[_members(name)] |= 1 << bit
+                table[members(name)] |= 1 << bit
     return left, right
 
 
-def _members(name: str) -> np.ndarray:
+def members(name: str) -> np.ndarray:
     """Returns the code points of a category, in which "a-f" is a range, or of a character."""
     if name == "NOT_LATIN":
         letters = np.arange(0x10000) | 0x20

@@ -132,11 +132,8 @@ def scan(text: pa.StringArray) -> Scan:
 
 def _scanned(text: pa.StringArray) -> Scan:
     offsets, data, valid = string_buffers(text)
-    part = data[offsets[0] : offsets[-1]]
-    most_words, most_lines = count_separators(part)
-    most_words += 2 * len(text)
-    most_lines += len(text)
-    letters = np.zeros(part.size + PADDING, np.uint8)
+    most_words, most_lines, most_ends = count_separators(data, offsets)
+    letters = np.zeros(int(offsets[-1]) - int(offsets[0]) + PADDING, np.uint8)
     bounds = np.empty(most_words + 1, np.int32)
     words = kernels.Words(letters, eight_bytes(letters), bounds, *_hashes_and_lengths(most_words))
     spans = np.empty((most_lines, 2), np.int32)
@@ -145,7 +142,10 @@ def _scanned(text: pa.StringArray) -> Scan:
     offsets_out = np.zeros((len(text) + 1, 3), np.int64)
     counts = np.zeros((len(text), kernels.NUM_COUNTS), np.int32)
     source = kernels.Text(data, eight_bytes(data), character_classes())
-    kernels.scan_documents(source, offsets, valid, words, lines, paragraphs, offsets_out, counts)
+    ends = np.empty((most_ends, 3), np.int32)
+    kernels.scan_documents(
+        source, offsets, valid, ends, words, lines, paragraphs, offsets_out, counts
+    )
     num_words, num_lines, num_paragraphs = offsets_out[-1].tolist()
     symbols = count_symbols(data, offsets, valid)
     word_offsets, line_offsets, paragraph_offsets = np.ascontiguousarray(offsets_out.T)

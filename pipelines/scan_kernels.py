@@ -181,7 +181,7 @@ def split_words(text, start, stop, words, w, ends, counts):
             code_point, size = decode(data, i, stop)
             kind = classes[code_point]
             if kind & SPACE:
-                if kind & LINE_END:
+                if kind & LINE_END and e < len(ends):
                     ends[e, 0] = i
                     ends[e, 1] = w
                     ends[e, 2] = i - start - extra
@@ -390,16 +390,11 @@ def split_paragraphs(text, start, stop, lines, first, last, paragraphs, p):
 
 
 @kernel
-def scan_documents(text, offsets, valid, words, lines, paragraphs, document_offsets, counts):
+def scan_documents(text, offsets, valid, ends, words, lines, paragraphs, document_offsets, counts):
     """Scans all documents; document_offsets (n + 1, 3) counts words, lines and paragraphs."""
-    n = valid.size
-    largest = 0
-    for d in range(n):
-        largest = max(largest, np.int64(offsets[d + 1] - offsets[d]))
-    ends = np.empty((largest, 3), np.int32)
     w = k = p = 0
     words.bounds[0] = 0
-    for d in range(n):
+    for d in range(valid.size):
         if valid[d]:
             start, stop = np.int64(offsets[d]), np.int64(offsets[d + 1])
             row = counts[d]
