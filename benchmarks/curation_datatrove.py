@@ -21,6 +21,7 @@ from datatrove.pipeline.filters import (
 )
 from datatrove.pipeline.readers import ParquetReader
 from datatrove.pipeline.writers import ParquetWriter
+
 from filters.language import LanguageId
 
 

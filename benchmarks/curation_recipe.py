@@ -3,9 +3,8 @@
 from filters.gopher_quality import GopherQuality
 from filters.gopher_repetition import GopherRepetition
 from filters.language import LanguageId
-from pipelines.readers.parquet import ParquetReader
-
 from pipelines.dedup.exact import ExactDedup
+from pipelines.readers.parquet import ParquetReader
 from pipelines.recipe import Recipe
 
 

@@ -1,7 +1,7 @@
 """The compiled part of the repetition rules: word, line and paragraph hashes in, counts out.
 
 A word n-gram can only be repeated where its first and its last n - 1 words are, so each order looks
-only at the places that the order before found more than once: in real text half a table look-up
+only at the places that the order before found more than once: in real text about one table look-up
 for each word in place of nine. Duplicated 5- to 10-grams are compared as datatrove does, as words
 joined without a space; there ("ab", "c") equals ("a", "bc") and the order before proves nothing, so
 growing prefixes of the letters take its place. Both save time only: the counts are exact.

@@ -4,14 +4,13 @@ from filters.gopher_quality import GopherQuality
 from filters.gopher_repetition import GopherRepetition
 from filters.language import LanguageId
 from pipelines.clean import CleanText
-from pipelines.extract import HtmlText
-from pipelines.readers.files import FilesReader, HtmlFilesReader
-from pipelines.readers.parquet import ParquetReader
-from pipelines.readers.warc import WarcReader
-
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.keep import Oldest
+from pipelines.extract import HtmlText
+from pipelines.readers.files import FilesReader, HtmlFilesReader
 from pipelines.readers.jsonl import JsonlReader
+from pipelines.readers.parquet import ParquetReader
+from pipelines.readers.warc import WarcReader
 from pipelines.recipe import Recipe
 
 

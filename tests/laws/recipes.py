@@ -3,7 +3,6 @@
 from filters.gopher_quality import GopherQuality
 from filters.gopher_repetition import GopherRepetition
 from pipelines.clean import CleanText
-
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.keep import Longest
 from pipelines.readers.jsonl import JsonlReader
