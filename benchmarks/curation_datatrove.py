@@ -48,6 +48,7 @@ class LocalModel:
 def main(corpus: str, out: str) -> None:
     """Runs filters and the three stages of exact dedup; prints counts as JSON."""
     config = ExactDedupConfig(content_getter=lambda doc: doc.text)
+    LanguageFilter._requires_dependencies = []  # it asks for a fork of fasttext by name
     language = LanguageFilter(["en"], language_threshold=0.65)
     language.model = LocalModel()
     stages = [

@@ -15,6 +15,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +44,10 @@ LARGEST_DOCUMENT = 20_000
 BATCH_BYTES = 8 << 20
 REPEATS = 5
 LANGUAGES = Path(__file__).parents[2] / "shared" / "data" / "languages" / "sentences.jsonl.gz"
-LARGE_LANGUAGES = [
-    "en",
-    "de",
-    "fr",
-    "es",
-    "it",
-    "pt",
-    "nl",
-    "pl",
-    "ru",
-    "uk",
-    "ja",
-    "zh",
-    "ko",
-    "ar",
-    "tr",
-    "vi",
-    "cs",
-    "sv",
-    "fa",
-    "hi",
-]
+LARGE_LANGUAGES = (
+    *("en", "de", "fr", "es", "it", "pt", "nl", "pl", "ru", "uk"),
+    *("ja", "zh", "ko", "ar", "tr", "vi", "cs", "sv", "fa", "hi"),
+)
 Split = Callable[[str, str], list[str]]
 
 QUALITY_REASONS = {
@@ -98,8 +81,8 @@ EXPLANATIONS = {
     "too_few_alpha_words": "spaCy makes words of punctuation, which hold no letter; split at white "
     "space, punctuation sticks to a word that does",
     "too_few_stop_words": 'spaCy finds "of" in "(of" and "the" in "the,"',
-    "top_n_gram": "spaCy's n-grams are shorter and of punctuation too, as ') )'; joined with spaces "
-    "they may even be longer than the text",
+    "top_n_gram": "spaCy's n-grams are of punctuation too, as ') )', and joined with spaces that the "
+    "text does not have",
     "duplicate_n_gram": "an n-gram of spaCy's words spans fewer characters, so more are repeated",
 }
 
@@ -112,7 +95,7 @@ def batches_of(values: Sequence[str]) -> list[pa.RecordBatch]:
     cuts = np.unique(np.minimum([0, *cuts], len(values)))
     return [
         pa.record_batch({"text": pa.concat_arrays([whole.slice(a, b - a)])})
-        for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+        for a, b in pairwise(cuts.tolist())
     ]
 
 
@@ -126,7 +109,7 @@ def first_broken(step: Filter, batch: pa.RecordBatch) -> list[str | None]:
 def peer_verdicts(
     module: Any, peer: Any, split: Split, reasons: dict, values: Sequence[str]
 ) -> list:
-    """Returns datatrove's first reason for each text, under our rule's name, with words by split."""
+    """Returns datatrove's first reason for each text, under our rule's name."""
     original, module.split_into_words = module.split_into_words, split
     try:
         verdicts = [peer.filter(Document(text=value, id="0")) for value in values]
@@ -257,6 +240,8 @@ def compare_language(values: list[str]) -> dict[str, Any]:
 
 
 def language_peer() -> LanguageFilter:
+    # it asks for a fork of fasttext by the distribution's name; the official one does the same
+    LanguageFilter._requires_dependencies = []
     peer = LanguageFilter(["en"], language_threshold=0.65)
     peer.model = LocalModel()
     return peer
