@@ -5,7 +5,12 @@ from training_hook.run import PretrainRun
 
 
 def run() -> PretrainRun:
-    """A small hybrid in float32; for mixtures of 512-token samples and 4,096 tokens."""
+    """A small hybrid in float32, for mixtures of 512-token samples of a 4,096-token vocabulary.
+
+    Of learning rates 1.5e-3, 3e-3 and 6e-3 the middle one was best after 200,000 tokens (2.03, 1.99
+    and 2.12 held-out bits per byte), and steps of 2,048 tokens better than of 4,096: a run this
+    short lacks steps before it lacks tokens. Two idle cores do 4,200 tokens/s.
+    """
     return PretrainRun(
         name="hybrid_tiny",
         model=HybridConfig(
@@ -24,7 +29,7 @@ def run() -> PretrainRun:
             max_position_embeddings=512,
         ),
         sequence_length=512,
-        batch_size=8,
+        batch_size=4,
         micro_batch_size=4,
         total_tokens=800_000,
         peak_learning_rate=3e-3,
@@ -34,7 +39,7 @@ def run() -> PretrainRun:
         min_learning_rate_ratio=0.01,
         seed=1,
         precision="float32",
-        checkpoint_interval=50,
+        checkpoint_interval=100,
         evaluation_interval=10_000,
         evaluation_tokens=20_000,
     )

@@ -87,7 +87,7 @@ def test_json_is_one_object_on_stdout(tmp_path):
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     result = run(
         "curate",
-        "tests/laws/recipes.py:no_dedup",
+        "tests/laws/law_recipes.py:no_dedup",
         "--source",
         str(tmp_path / "in.jsonl"),
         "--out",

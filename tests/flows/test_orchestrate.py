@@ -47,7 +47,7 @@ def test_curate_flow_writes_the_same_dataset_as_the_function(server, tmp_path):
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     arguments = {
-        "recipe": str(ROOT / "tests/laws/recipes.py") + ":no_dedup",
+        "recipe": str(ROOT / "tests/laws/law_recipes.py") + ":no_dedup",
         "sources": (str(tmp_path / "in.jsonl"),),
         "workers": 1,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-RECIPES = "tests/laws/recipes.py"
+RECIPES = "tests/laws/law_recipes.py"
 TEXT = "the of and to data model page tree river stone light a with that have run city year"
 WORDS = TEXT.split()
 
