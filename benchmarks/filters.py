@@ -81,8 +81,8 @@ EXPLANATIONS = {
     "too_few_alpha_words": "spaCy makes words of punctuation, which hold no letter; split at white "
     "space, punctuation sticks to a word that does",
     "too_few_stop_words": 'spaCy finds "of" in "(of" and "the" in "the,"',
-    "top_n_gram": "spaCy's n-grams are of punctuation too, as ') )', and joined with spaces that the "
-    "text does not have",
+    "top_n_gram": "spaCy's n-grams are of punctuation too, as ') )', and joined with spaces that "
+    "the text does not have",
     "duplicate_n_gram": "an n-gram of spaCy's words spans fewer characters, so more are repeated",
 }
 
