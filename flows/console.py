@@ -54,7 +54,7 @@ def print_why(result: dict[str, Any]) -> None:
         console.print(f"error: {escape(ledger['error'])}")
     table = Table(box=None, pad_edge=False)
     for name in ("rule", "signal", "value", "drops if", ""):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for rule in result["rules"]:
         question = ""
         if "comparison" in rule:
