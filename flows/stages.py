@@ -21,7 +21,7 @@ SUMMARY = {
     "train_tokenizer": ("size",),
     "tokenize": ("documents", "tokens", "bytes"),
     "mix": ("num_samples",),
-    "pretrain": ("status", "parameters", "steps", "tokens", "tokens_per_second", "bits_per_byte"),
+    "pretrain": ("status", "parameters", "step", "tokens", "tokens_per_second", "bits_per_byte"),
     "export": ("step",),
 }
 PROBE_PROMPTS = ["The", "import ", "def main():\n", "This library is"]

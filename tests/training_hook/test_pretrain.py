@@ -459,11 +459,12 @@ def test_prefetch_raises_what_the_stream_raised():
         def __iter__(self):
             raise OSError("the disk is gone")
 
+    before = threading.active_count()
     batches = Prefetch(Broken(), pin=False)  # pyright: ignore[reportArgumentType]
     with pytest.raises(OSError, match="the disk is gone"):
         batches.next()
     batches.close()
-    assert threading.active_count() == 1
+    assert threading.active_count() == before
 
 
 def test_metrics_of_an_unfinished_run_can_be_read_while_it_writes(corpus, tmp_path):
