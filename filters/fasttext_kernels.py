@@ -2,8 +2,8 @@
 
 fastText builds a string for each character n-gram and decodes its quantised row anew each time.
 Here a hash is extended byte by byte, rows are decoded once, n-grams that the model was pruned of
-are told by one bit (250 KB, not 8 MB), and a word that was seen in the batch costs one look-up: 4
-times as fast on short texts in 75 languages, 10 to 15 times on English. The rows of a word are
+are told by one bit (250 KB, not 8 MB), and a word that was seen in the batch costs one look-up: 3
+to 4 times as fast on sentences in 75 languages, about 10 times on English. The rows of a word are
 summed first, in float32, then the words of a text; fastText sums all rows in one go, so its
 probabilities differ by up to 1e-6.
 
