@@ -19,7 +19,15 @@ from pipelines.dataset import MANIFEST, WORK, Dataset, write_json
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import KEY_BYTES
 from pipelines.engines.local import LocalEngine
+from pipelines.engines.pair_stages import (
+    SET_COPIES,
+    check_memory,
+    link,
+    set_unit,
+    walk_package,
+)
 from pipelines.engines.stages import group_bucket, map_unit, warm_up, write_unit
+from pipelines.global_step import PairStep
 from pipelines.inputs import changed_inputs, forget_changed_units
 from pipelines.layout import make_layout
 from pipelines.manifest import make_manifest
@@ -116,23 +124,42 @@ def _run(job: Job, settings: Settings) -> list[dict[str, Any]]:
             with progress(f"map ({_names(steps)})", job.plan.size, "B") as bar:
                 items = [(phase, unit) for (unit,) in units]
                 mapped = engine.each(map_unit, items, sizes, bar)
-            keys = sum(record["keys"] for record in mapped)
-            buckets = _settled_buckets(job, phase, keys, engine.worker_memory)
-            with progress(f"group ({step.name})", buckets, "bucket") as bar:
-                items = [(phase, bucket, buckets) for bucket in range(buckets)]
-                engine.each(group_bucket, items, [1] * buckets, bar)
+            num_keys = sum(record["keys"] for record in mapped)
+            decide = _compare if isinstance(step, PairStep) else _group
+            decide(job, engine, phase, num_keys)
         last, _ = job.recipe.phases()[-1]
         with progress(f"write ({_names(last)})", job.plan.size, "B") as bar:
             return engine.each(write_unit, units, sizes, bar)
+
+
+def _group(job: Job, engine: LocalEngine, phase: int, num_keys: int) -> None:
+    needed = num_keys * KEY_BYTES * KEY_COPIES
+    buckets = _settled_buckets(job, phase, 1 + needed // engine.worker_memory)
+    with progress(f"group ({job.global_step(phase).name})", buckets, "bucket") as bar:
+        items = [(phase, bucket, buckets) for bucket in range(buckets)]
+        engine.each(group_bucket, items, [1] * buckets, bar)
+
+
+def _compare(job: Job, engine: LocalEngine, phase: int, num_keys: int) -> None:
+    name, units, memory = job.global_step(phase).name, len(job.plan.units), engine.worker_memory
+    check_memory(name, num_keys, memory)
+    with progress(f"link ({name})", 1, "task") as bar:
+        engine.each(link, [(phase,)], [1], bar)
+    sizes = [unit.size for unit in job.plan.units]
+    with progress(f"gather sets ({name})", job.plan.size, "B") as bar:
+        values = sum(engine.each(set_unit, [(phase, unit) for unit in range(units)], sizes, bar))
+    packages = _settled_buckets(job, phase, 1 + values * 8 * SET_COPIES * engine.workers // memory)
+    with progress(f"compare ({name})", packages, "package") as bar:
+        items = [(phase, package, packages, memory) for package in range(packages)]
+        engine.each(walk_package, items, [1] * packages, bar)
 
 
 def _names(steps: Sequence[Step]) -> str:
     return ", ".join(step.name for step in steps) or "no further steps"
 
 
-def _settled_buckets(job: Job, phase: int, keys: int, memory: int) -> int:
-    """Returns into how many buckets the keys go: enough, and those of a run that is continued."""
-    enough = 1 + keys * KEY_BYTES * KEY_COPIES // memory
+def _settled_buckets(job: Job, phase: int, enough: int) -> int:
+    """Returns into how many parts the verdicts go: enough, and those of a continued run."""
     path = job.verdicts(phase) / "buckets"
     if path.exists() and int(path.read_text("utf-8")) < enough:
         shutil.rmtree(job.verdicts(phase))

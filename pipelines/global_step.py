@@ -1,9 +1,11 @@
 """Global steps: what needs the whole dataset, reduced to fixed-width keys and verdicts.
 
-A global step never sees the corpus. Each work unit gives a table of keys (a 128-bit group, the
-order of the keep policy, the document's id and its place); the engine brings equal groups together,
-the step decides each group, and the engine joins the verdicts back by place. So the largest thing
-that moves is about 60 bytes a document, and any engine that can group and join will do.
+A global step never sees the corpus. Each work unit gives a table of keys (hashes, the order of the
+keep policy, the document's id and its place) and the engine joins the verdicts back by place. There
+are two kinds. A `GroupStep` decides on documents of equal key: the engine brings these together. A
+`PairStep` compares documents that share one of many keys, by the sets of hashes that stand for
+them: the engine proposes, the sets decide. What moves is 60 bytes a document, or 20 hashes, and any
+engine that can group and join will do.
 """
 
 from dataclasses import dataclass
@@ -31,7 +33,8 @@ class Keys:
     """The keys of n documents, as columns.
 
     Attributes:
-        group: (n, 2) uint64, equal for documents that the step has to see together.
+        group: (n, k) uint64: the words of the one hash of a GroupStep, or the k hashes of a
+            PairStep, of which documents share one or more that the step has to see together.
         rank: (n, r) uint64, the keep policy: smaller is kept first, compared column by column.
         id: (n, 2) uint64, the document id; it breaks ties.
         row: (n,) int64, the document's place in its work unit.
@@ -42,10 +45,14 @@ class Keys:
     id: np.ndarray
     row: np.ndarray
 
+    def order(self) -> np.ndarray:
+        """Returns the documents in the order of the keep policy, int64 (n,)."""
+        return np.lexsort((self.id[:, 1], self.id[:, 0], *reversed(self.rank.T)))
+
 
 @dataclass(frozen=True)
-class GlobalStep(Step):
-    """A step that decides on groups of documents. Only documents that broke no rule take part."""
+class GroupStep(Step):
+    """A step that decides on groups of equal key. Only documents that broke no rule take part."""
 
     rule: ClassVar[str] = ""
     """The name under which it drops documents."""
@@ -64,3 +71,33 @@ class GlobalStep(Step):
             unit: (n,) int32, the work unit of each key.
         """
         raise NotImplementedError(f"{self.name} does not define decide")
+
+
+@dataclass(frozen=True)
+class PairStep(Step):
+    """A step that drops a document if its set is similar enough to that of a kept one.
+
+    Documents are walked in the order of the keep policy and compared with those already kept that
+    share a key with them. Only documents that broke no rule take part.
+    """
+
+    rule: ClassVar[str] = ""
+    """The name under which it drops documents."""
+    max_share: ClassVar[float] = 0.95
+    """Above this share of one source's documents (1,000 or more) the run stops before commit."""
+
+    def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Returns group (n, k) uint64 and rank (n, r) uint64 of a batch's documents."""
+        raise NotImplementedError(f"{self.name} does not define keys")
+
+    def sets(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Returns int64 (n + 1,) offsets into uint64 values: each document's set, ascending."""
+        raise NotImplementedError(f"{self.name} does not define sets")
+
+    def least_similarity(self) -> tuple[int, int]:
+        """Returns the least Jaccard similarity that drops, as numerator and denominator."""
+        raise NotImplementedError(f"{self.name} does not define least_similarity")
+
+
+GlobalStep = GroupStep | PairStep
+"""Both kinds have `rule`, `max_share` and `keys`."""

@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 
 from pipelines.dedup.keep import Order, ranks
 from pipelines.document import id_strings
-from pipelines.global_step import VERDICTS, GlobalStep, Keys
+from pipelines.global_step import VERDICTS, GroupStep, Keys
 from pipelines.hashing import hash128, normalised_hash128
 
 
 @dataclass(frozen=True)
-class ExactDedup(GlobalStep):
+class ExactDedup(GroupStep):
     """Keeps one document of those that are equal, by the keep policy; ties by id.
 
     With `fold_white_space` values are compared with white-space runs folded to one space and the

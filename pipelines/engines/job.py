@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.global_step import GlobalStep
 from pipelines.layout import Layout
 from pipelines.plan import Plan
 from pipelines.recipe import Recipe
@@ -33,6 +34,25 @@ class Job:
     def verdicts(self, phase: int) -> Path:
         """Where the verdicts of the global step that ends a phase are."""
         return self.plan_folder() / f"verdicts-{phase}"
+
+    def links(self, phase: int) -> Path:
+        """Where the candidates of the PairStep that ends a phase are."""
+        return self.plan_folder() / f"links-{phase}"
+
+    def sets(self, phase: int, unit: int) -> Path:
+        """Where the sets of a unit's candidates are."""
+        return self.plan_folder() / f"sets-{phase}" / f"{unit:05d}"
+
+    def global_step(self, phase: int) -> GlobalStep:
+        """Returns the global step that ends a phase.
+
+        Raises:
+            ValueError: the phase is the last one, which ends in none.
+        """
+        step = self.recipe.phases()[phase][1]
+        if step is None:
+            raise ValueError(f"{self.recipe.name}: phase {phase} does not end in a global step")
+        return step
 
     def record(self, unit: int) -> Path:
         """The file that says that a unit's final files are written, and what they hold."""

@@ -1,7 +1,8 @@
 """Key files: the fixed-width keys of a unit, sorted by group, as memory-mapped arrays.
 
 Sorted, a bucket of groups is one slice of each unit's file, so grouping reads every key once and
-holds one bucket at a time.
+holds one bucket at a time. The words of the groups are stored one after the other, so that the
+band of a PairStep, too, is one slice.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,10 @@ def merge_keys(parts: Sequence[Keys]) -> Keys:
 
 def save_keys(folder: Path, keys: Keys) -> None:
     """Writes the keys, sorted by group, as four .npy files."""
-    order = np.lexsort((keys.row, keys.group[:, 1], keys.group[:, 0]))
+    order = np.lexsort((keys.row, *reversed(keys.group.T)))
     for name in ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(keys, name)[order])
+        array = getattr(keys, name)[order]
+        np.save(folder / f"{name}.npy", np.asfortranarray(array) if name == "group" else array)
 
 
 def load_keys(folder: Path) -> Keys:

@@ -1,7 +1,7 @@
 """The stages of a run, as functions of a job and one item, the same for every engine.
 
     map_unit      a work unit through the steps up to a global step: documents, ledger and keys
-    group_bucket  the keys of one bucket, from all units: verdicts
+    group_bucket  the keys of one bucket, from all units: verdicts (a PairStep: pair_stages.py)
     write_unit    a work unit with the last verdicts, through the last steps: the final files
 
 A stage's output appears under its final name only when it is whole, so an engine may kill and
@@ -24,6 +24,7 @@ from pipelines.dataset import file_entry, write_json
 from pipelines.document import id_words
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import bucket_slice, load_keys, merge_keys, save_keys
+from pipelines.engines.phase_files import kept_batches, phase_batches, save_verdicts, unit_verdicts
 from pipelines.engines.stretch import (
     ROW,
     Stretch,
@@ -33,7 +34,7 @@ from pipelines.engines.stretch import (
     read_stretches,
 )
 from pipelines.evaluate import run_step, scatter
-from pipelines.global_step import VERDICTS, GlobalStep, Keys
+from pipelines.global_step import GroupStep, Keys, PairStep
 from pipelines.readers.reader import Tally
 from pipelines.statistics import Statistics
 
@@ -52,6 +53,8 @@ def warm_up(job: Job) -> None:
             batch = run_step(part, batch)
         if step is not None:
             step.keys(batch)
+        if isinstance(step, PairStep):
+            step.sets(batch)
 
 
 def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:
     folder = job.phase_folder(phase, unit)
     if folder.is_dir():
         return json.loads((folder / "record.json").read_text("utf-8"))
-    step = _global_step(job, phase)
+    step = job.global_step(phase)
     tally = Tally()
     keys: list[Keys] = []
     documents = 0
@@ -101,14 +104,10 @@ def group_bucket(job: Job, phase: int, bucket: int, buckets: int) -> None:
         bucket_slice(load_keys(job.phase_folder(phase, unit)), bucket, buckets) for unit in units
     ]
     unit = np.repeat(np.array(units, np.int32), [len(part.row) for part in parts])
-    verdicts = _global_step(job, phase).decide(merge_keys(parts), unit)
-    verdicts = verdicts.sort_by([("unit", "ascending"), ("row", "ascending")])
-    with (
-        written(target) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, VERDICTS) as writer,
-    ):
-        writer.write_table(verdicts)
+    step = job.global_step(phase)
+    if not isinstance(step, GroupStep):
+        raise ValueError(f"{step.name} does not decide on groups")
+    save_verdicts(target, step.decide(merge_keys(parts), unit))
 
 
 def write_unit(job: Job, unit: int) -> dict[str, Any]:
@@ -125,7 +124,7 @@ def write_unit(job: Job, unit: int) -> dict[str, Any]:
     paths = {kind: job.out / kind / f"{unit:05d}.parquet" for kind in schemas}
     rows = dict.fromkeys(schemas, 0)
     statistics, tally = Statistics(), Tally()
-    earlier = [_phase_batches(job.phase_folder(phase, unit)) for phase in range(last)]
+    earlier = [phase_batches(job.phase_folder(phase, unit)) for phase in range(last)]
     with ExitStack() as stack:
         writers = {}
         for kind, path in paths.items():
@@ -151,48 +150,15 @@ def write_unit(job: Job, unit: int) -> dict[str, Any]:
     return record
 
 
-def _global_step(job: Job, phase: int) -> GlobalStep:
-    step = job.recipe.phases()[phase][1]
-    if step is None:
-        raise ValueError(f"{job.recipe.name}: phase {phase} does not end in a global step")
-    return step
-
-
 def _stretches(job: Job, phase: int, unit: int, tally: Tally) -> Iterator[Stretch]:
     steps, _ = job.recipe.phases()[phase]
     if phase == 0:
         yield from read_stretches(job, steps, unit, tally)
         return
-    rule = _global_step(job, phase - 1).rule
-    verdicts = _unit_verdicts(job, phase - 1, unit)
-    for kept in _batches(job.phase_folder(phase - 1, unit) / "kept.arrow"):
+    rule = job.global_step(phase - 1).rule
+    verdicts = unit_verdicts(job, phase - 1, unit)
+    for kept in kept_batches(job.phase_folder(phase - 1, unit)):
         yield judged_stretch(job, steps, rule, kept, verdicts)
-
-
-def _unit_verdicts(job: Job, phase: int, unit: int) -> pa.Table:
-    parts = [VERDICTS.empty_table()]
-    for path in sorted(job.verdicts(phase).glob("*.arrow")):
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-            units = table.column("unit").combine_chunks().to_numpy(zero_copy_only=False)
-            start, stop = units.searchsorted([unit, unit + 1])
-            parts.append(table.slice(start, stop - start))
-    return pa.concat_tables(parts).sort_by("row")
-
-
-def _phase_batches(folder: Path) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-    yield from zip(
-        _batches(folder / "dropped.arrow"), _batches(folder / "ledger.arrow"), strict=True
-    )
-
-
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    if not path.exists():  # the unit had no documents at all
-        return
-    with pa.OSFile(str(path)) as source:
-        reader = pa.ipc.open_file(source)
-        for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
 
 
 def _join_ledgers(job: Job, ledgers: list[pa.RecordBatch]) -> pa.RecordBatch:

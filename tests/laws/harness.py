@@ -20,7 +20,7 @@ def document(rng: np.random.Generator, words: int) -> str:
 
 
 def write_corpus(folder: Path, sources: int, documents: int, words: int = 120) -> list[str]:
-    """Writes JSONL sources with duplicates across them, short, repetitive and broken documents."""
+    """Writes JSONL sources: duplicates and near-duplicates across them, short and broken ones."""
     folder.mkdir(parents=True, exist_ok=True)
     arguments = []
     for number in range(sources):
@@ -31,6 +31,8 @@ def write_corpus(folder: Path, sources: int, documents: int, words: int = 120) -
             for index in range(documents):
                 kind = rng.integers(0, 20)
                 text = document(shared if kind < 3 else rng, int(rng.integers(20, 2 * words)))
+                if kind == 2:
+                    text += f"\nAnd number {index} of source {number}."
                 if kind == 4:
                     text = "too short"
                 elif kind == 5:

@@ -4,6 +4,7 @@ from filters.gopher_quality import GopherQuality
 from filters.gopher_repetition import GopherRepetition
 from pipelines.clean import CleanText
 from pipelines.dedup.exact import ExactDedup
+from pipelines.dedup.fuzzy import FuzzyDedup
 from pipelines.dedup.keep import Longest
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe
@@ -11,7 +12,7 @@ from pipelines.step import Cut
 
 
 def small() -> Recipe:
-    """Two phases, an editor, a cut and duplicates across units."""
+    """Three phases, an editor, a cut, duplicates and near-duplicates across units."""
     return Recipe(
         "small",
         (JsonlReader(),),
@@ -21,6 +22,7 @@ def small() -> Recipe:
             Cut(),
             GopherRepetition(),
             ExactDedup(keep=(Longest(),)),
+            FuzzyDedup(keep=(Longest(),)),
         ),
     )
 

@@ -51,7 +51,7 @@ def test_documents_are_conserved_and_have_one_ledger_row_each(corpus, reference)
     assert (manifest["kept"], manifest["dropped"]) == (rows[1], rows[2])
     assert sum(rule["dropped"] for rule in manifest["rules"]) == rows[2]
     names = {rule["name"]: rule["dropped"] for rule in manifest["rules"]}
-    for rule in ("error_invalid_utf8", "too_few_words", "exact_duplicate"):
+    for rule in ("error_invalid_utf8", "too_few_words", "exact_duplicate", "near_duplicate"):
         assert names[rule] > 0, names
 
 

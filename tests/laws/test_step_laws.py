@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 import filters
 import pipelines
+from pipelines.dedup.links import candidates
+from pipelines.dedup.walk_kernels import walk
 from pipelines.document import CONTENT, CONTENT_TYPE, RESERVED, document_ids
-from pipelines.global_step import VERDICTS, GlobalStep, Keys
+from pipelines.global_step import VERDICTS, GlobalStep, GroupStep, Keys, PairStep
 from pipelines.step import Editor, Filter, Step
 
 
@@ -28,7 +30,7 @@ def all_steps() -> list[Step]:
         queue.extend(step.__subclasses__())
         if step.__module__.split(".")[0] in ("pipelines", "filters"):
             found.append(step)
-    abstract = (Step, Filter, Editor, GlobalStep)
+    abstract = (Step, Filter, Editor, GroupStep, PairStep)
     return sorted((s() for s in found if s not in abstract), key=lambda step: step.name)
 
 
@@ -164,11 +166,25 @@ def test_global_step_does_not_depend_on_order_or_batches(step, batch, seed, cut)
     assert (group == whole_group).all()
     assert (rank == whole_rank).all()
     n = batch.num_rows
-    keys = Keys(group, rank, id_words(batch.column("id")), np.arange(n))
-    unit = np.zeros(n, np.int32)
     order = np.random.default_rng(seed).permutation(n)
+    keys = Keys(group, rank, id_words(batch.column("id")), np.arange(n))
     shuffled = Keys(group[order], rank[order], keys.id[order], keys.row[order])
-    one = step.decide(keys, unit).sort_by("row")
-    two = step.decide(shuffled, unit[order]).sort_by("row")
-    assert one.schema == VERDICTS
-    assert one.to_pylist() == two.to_pylist()
+    decide = decided_by_pairs if isinstance(step, PairStep) else decided_by_groups
+    assert decide(step, keys, batch) == decide(step, shuffled, batch)
+
+
+def decided_by_groups(step: GroupStep, keys: Keys, batch: pa.RecordBatch) -> list[dict]:
+    verdicts = step.decide(keys, np.zeros(len(keys.row), np.int32))
+    assert verdicts.schema == VERDICTS
+    return verdicts.sort_by("row").to_pylist()
+
+
+def decided_by_pairs(step: PairStep, keys: Keys, batch: pa.RecordBatch) -> dict[int, int]:
+    unit = np.zeros(len(keys.row), np.int32)
+    found = candidates(keys.order(), unit, keys.row, keys.id, keys.group.T)
+    offsets, values = step.sets(batch.take(pa.array(found.row)))
+    anchors = np.empty(len(found.row), np.int64)
+    num_groups = int(found.members.max(initial=-1)) + 1
+    members = found.member_offsets, found.members, num_groups
+    walk(offsets, values, *members, *step.least_similarity(), anchors)
+    return {int(found.row[i]): int(found.row[a]) for i, a in enumerate(anchors) if a >= 0}

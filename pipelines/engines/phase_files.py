@@ -1,0 +1,54 @@
+"""The intermediate files of a phase: documents and ledger of a unit, verdicts of a global step."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.atomic import written
+from pipelines.engines.job import Job
+from pipelines.global_step import VERDICTS
+
+
+def phase_batches(folder: Path) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Yields the dropped documents and the ledger of a mapped unit, batch by batch."""
+    yield from zip(
+        _batches(folder / "dropped.arrow"), _batches(folder / "ledger.arrow"), strict=True
+    )
+
+
+def kept_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    """Yields the documents that a mapped unit kept, `row` first."""
+    yield from _batches(folder / "kept.arrow")
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    if not path.exists():  # the unit had no documents at all
+        return
+    with pa.OSFile(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+
+
+def save_verdicts(path: Path, verdicts: pa.Table) -> None:
+    """Writes VERDICTS, sorted by unit and row."""
+    verdicts = verdicts.sort_by([("unit", "ascending"), ("row", "ascending")])
+    with (
+        written(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, VERDICTS) as writer,
+    ):
+        writer.write_table(verdicts)
+
+
+def unit_verdicts(job: Job, phase: int, unit: int) -> pa.Table:
+    """Returns the verdicts on a unit's documents, in order of row."""
+    parts = [VERDICTS.empty_table()]
+    for path in sorted(job.verdicts(phase).glob("*.arrow")):
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+            units = table.column("unit").combine_chunks().to_numpy(zero_copy_only=False)
+            start, stop = units.searchsorted([unit, unit + 1])
+            parts.append(table.slice(start, stop - start))
+    return pa.concat_tables(parts).sort_by("row")

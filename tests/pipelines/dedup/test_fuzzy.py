@@ -1,0 +1,229 @@
+"""Near-duplicates, against an independent Python walk on the exact Jaccard graph."""
+
+import gzip
+import json
+import re
+import unicodedata
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from pipelines.curate import Settings, curate
+from pipelines.dedup.fuzzy import FuzzyDedup
+from pipelines.dedup.keep import Longest
+from pipelines.dedup.links import candidates
+from pipelines.dedup.walk_kernels import walk
+from pipelines.document import document_ids
+from pipelines.readers.jsonl import JsonlReader
+from pipelines.recipe import Recipe, Source
+
+LICENCES = Path(__file__).parents[4] / "shared" / "data" / "licences"
+
+
+UNSPACED = (
+    (0xE00, 0xEFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+)
+
+
+def batch_of(texts: list[str | None]) -> pa.RecordBatch:
+    ids = document_ids("s", ["p"] * len(texts), [str(i) for i in range(len(texts))])
+    return pa.RecordBatch.from_pydict({"id": ids, "text": pa.array(texts, pa.string())})
+
+
+def words_of(text: str) -> list[str]:
+    """Splits as pipelines.dedup.folds says, character by character."""
+    words, current = [], ""
+    for character in text:
+        inside = character.isalpha() or character.isdigit() or character.isnumeric()
+        mark = ord(character) >= 0x300 and unicodedata.category(character)[0] == "M"
+        alone = any(first <= ord(character) <= last for first, last in UNSPACED)
+        if (inside or mark) and not alone:
+            current += character.lower()[0]
+            continue
+        if current:
+            words.append(current)
+        current = ""
+        if inside or mark:
+            words.append(character)
+    return [*words, current] if current else words
+
+
+def shingles_of(text: str | None, size: int = 5) -> set[tuple[str, ...]]:
+    words = words_of(text or "")
+    return {tuple(words[i : i + size]) for i in range(max(1, len(words) - size + 1))} - {()}
+
+
+def similarity(a: set, b: set) -> float:
+    return len(a & b) / len(a | b) if a or b else 0.0
+
+
+PIECES = ["The", "the", "CAT", "sat", "on", "2", "3", "\u00c9t\u00e9", "\u65e5\u672c", "-", "\n"]
+TEXTS = st.lists(
+    st.one_of(
+        st.none(),
+        st.text(st.characters(max_codepoint=0x4FFF, exclude_categories=["Cs"]), max_size=40),
+        st.lists(st.sampled_from(PIECES), max_size=30).map(" ".join),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(TEXTS)
+@settings(deadline=None, max_examples=200)
+def test_sets_have_the_sizes_and_overlaps_of_python_sets(texts):
+    offsets, values = FuzzyDedup().sets(batch_of(texts))
+    found = [set(values[a:b].tolist()) for a, b in pairwise(offsets)]
+    wanted = [shingles_of(text) for text in texts]
+    for i in range(len(texts)):
+        assert (np.diff(values[offsets[i] : offsets[i + 1]].astype(object)) > 0).all()
+        for j in range(len(texts)):
+            assert len(found[i] & found[j]) == len(wanted[i] & wanted[j]), (texts[i], texts[j])
+
+
+def python_walk(sets: list[set], groups: list[set], least: float) -> list[int]:
+    """Returns the kept document that drops each document, or -1; documents are in order."""
+    anchors: list[int] = []
+    for i, mine in enumerate(sets):
+        anchor = -1
+        for j in range(i):
+            sizes = sorted((len(mine), len(sets[j])))
+            if anchors[j] >= 0 or sizes[0] < least * sizes[1] or not groups[i] & groups[j]:
+                continue
+            if similarity(mine, sets[j]) >= least:
+                anchor = j
+                break
+        anchors.append(anchor)
+    return anchors
+
+
+@given(
+    st.lists(st.sets(st.integers(0, 12), min_size=1), min_size=1, max_size=20),
+    st.sampled_from([(1, 2), (4, 5), (1, 1)]),
+    st.randoms(use_true_random=False),
+)
+@settings(deadline=None, max_examples=150)
+def test_walk_is_the_greedy_independent_set(sets, least, random):
+    n = len(sets)
+    bands = [np.array([random.randrange(4) for _ in sets], np.uint64) for _ in range(2)]
+    order = np.array(random.sample(range(n), n))
+    ids = np.stack([np.arange(n), np.arange(n)], axis=1).astype(np.uint64)
+    found = candidates(order, np.zeros(n, np.int32), np.arange(n), ids, bands)
+    chosen = [sets[row] for row in found.row]
+    offsets = np.append(0, np.cumsum([len(s) for s in chosen])).astype(np.int64)
+    values = np.array([v for s in chosen for v in sorted(s)], np.uint64)
+    anchors = np.empty(len(chosen), np.int64)
+    num_groups = int(found.members.max(initial=-1)) + 1
+    walk(offsets, values, found.member_offsets, found.members, num_groups, *least, anchors)
+    got = {int(found.row[i]): int(found.row[a]) for i, a in enumerate(anchors) if a >= 0}
+    groups = [{(k, int(band[row])) for k, band in enumerate(bands)} for row in order]
+    wanted = python_walk([sets[row] for row in order], groups, least[0] / least[1])
+    assert got == {int(order[i]): int(order[a]) for i, a in enumerate(wanted) if a >= 0}
+
+
+def run(tmp_path: Path, texts: list[str], step: FuzzyDedup, **settings) -> list[dict]:
+    """Returns the ledger of a run over the texts, in their order."""
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    recipe = Recipe("fuzzy", (JsonlReader(),), (step,))
+    curate(recipe, [Source("s", str(source))], tmp_path / "out", Settings(workers=1, **settings))
+    rows = pq.read_table(sorted((tmp_path / "out" / "ledger").glob("*.parquet"))).to_pylist()
+    return sorted(rows, key=lambda row: row["origin"]["offset"])
+
+
+def sentence(numbers) -> str:
+    return " ".join(f"w{number}" for number in numbers)
+
+
+def test_nothing_goes_through_a_chain_of_links(tmp_path):
+    # each is 0.9 like the next one, the ends are not alike at all
+    texts = [sentence(range(start, start + 105)) for start in range(0, 205, 5)]
+    rows = run(tmp_path, texts, FuzzyDedup())
+    sets = [shingles_of(text) for text in texts]
+    place = {row["id"]: i for i, row in enumerate(rows)}
+    dropped = [row for row in rows if row["dropped_by"]]
+    assert dropped
+    for row in dropped:
+        match = place[row["matched_id"]]
+        assert rows[match]["dropped_by"] is None
+        assert row["similarity"] == np.float32(similarity(sets[place[row["id"]]], sets[match]))
+        assert row["similarity"] >= 0.8
+    assert len(rows) - len(dropped) > 10
+
+
+def test_documents_that_differ_in_their_numbers_stay(tmp_path):
+    words = [f"on day {{}} the river at station {i} stood at {{}} metres" for i in range(12)]
+    texts = [" ".join(words).format(*range(start, start + 24)) for start in (0, 100, 200)]
+    assert not any(row["dropped_by"] for row in run(tmp_path, texts, FuzzyDedup()))
+
+
+def test_the_keep_policy_says_which_copy_stays(tmp_path):
+    long = sentence(range(200))
+    rows = run(tmp_path, [sentence(range(190)), long, long + " end"], FuzzyDedup(keep=(Longest(),)))
+    assert [row["dropped_by"] for row in rows] == ["near_duplicate", "near_duplicate", None]
+    assert [row["near_duplicate_cluster_size"] for row in rows] == [3, 3, 3]
+
+
+def test_texts_without_words_are_like_nothing(tmp_path):
+    rows = run(tmp_path, ["...", "...", "---", sentence(range(9))], FuzzyDedup())
+    assert [row["dropped_by"] for row in rows] == [None] * 4
+
+
+def test_what_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.engines.pair_stages.BYTES_PER_DOCUMENT", 1 << 30)
+    with pytest.raises(RuntimeError, match="linking 4 documents takes 4096 MiB"):
+        run(tmp_path, [sentence(range(i, i + 9)) for i in range(4)], FuzzyDedup(), memory=1 << 30)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"min_similarity": 0}, {"min_similarity": 1.1}, {"num_bands": 0}, {"num_words": 0}]
+)
+def test_parameters_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"FuzzyDedup: {next(iter(wrong))} is"):
+        FuzzyDedup(**wrong)
+
+
+@pytest.mark.skipif(not LICENCES.exists(), reason="needs ../shared/data/licences")
+def test_licences_agree_with_brute_force(tmp_path):
+    with gzip.open(next(LICENCES.glob("*.gz")), "rt") as stream:
+        texts = [json.loads(line)["text"] for line in stream]
+    rows = run(tmp_path, texts, FuzzyDedup(keep=(Longest(),)))
+    words = [re.findall(r"[^\W_]+", text.lower()) for text in texts]  # fast; equal for Latin text
+    sets = [{tuple(w[i : i + 5]) for i in range(max(1, len(w) - 4))} for w in words]
+    numbers: dict[tuple[str, ...], int] = {}
+    columns = [[numbers.setdefault(shingle, len(numbers)) for shingle in s] for s in sets]
+    indptr = np.append(0, np.cumsum([len(column) for column in columns]))
+    flat = np.concatenate([np.array(column, np.int64) for column in columns])
+    incidence = csr_array((np.ones(len(flat), np.int64), flat, indptr))
+    common = (incidence @ incidence.T).toarray()
+    size = np.diff(indptr)
+    alike = common * 5 >= 4 * (size[:, None] + size[None, :] - common)
+    wanted: set[int] = set()
+    kept: list[int] = []
+    for i in sorted(range(len(texts)), key=lambda i: (-len(texts[i].encode()), rows[i]["id"])):
+        if size[i] and alike[i, kept].any():
+            wanted.add(i)
+        else:
+            kept.append(i)
+    dropped = {i for i, row in enumerate(rows) if row["dropped_by"]}
+    place = {row["id"]: i for i, row in enumerate(rows)}
+    for i in dropped:  # each removal is right by itself
+        match = place[rows[i]["matched_id"]]
+        assert match not in dropped
+        assert similarity(sets[i], sets[match]) >= 0.8
+    assert len(wanted) > 300
+    assert len(wanted & dropped) >= 0.99 * len(wanted)
+    assert len(dropped - wanted) <= 0.01 * len(wanted)
