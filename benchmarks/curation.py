@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
 import sysconfig
 import tempfile
@@ -72,11 +71,11 @@ def write_corpus(folder: Path, megabytes: float) -> int:
     return total
 
 
-def gristmill(corpus: Path, out: Path) -> dict:
+def gristmill(recipe: str, corpus: Path, out: Path) -> dict:
     """Runs the command on a corpus with one worker."""
     cpu, wall, stdout = run_counted(
         [
-            *(sys.executable, "-m", "flows.cli", "curate", "benchmarks/curation_recipe.py:recipe"),
+            *(sys.executable, "-m", "flows.cli", "curate", f"benchmarks/{recipe}_recipe.py:recipe"),
             *("--source", f"corpus={corpus}", "--out", str(out), "--workers", "1", "--json"),
         ]
     )
@@ -92,10 +91,10 @@ def gristmill(corpus: Path, out: Path) -> dict:
     }
 
 
-def datatrove(corpus: Path, out: Path) -> dict:
+def datatrove(recipe: str, corpus: Path, out: Path) -> dict:
     """Runs the peer on a corpus with one worker."""
     cpu, wall, stdout = run_counted(
-        [sys.executable, "-m", "benchmarks.curation_datatrove", str(corpus), str(out)]
+        [sys.executable, "-m", f"benchmarks.{recipe}_datatrove", str(corpus), str(out)]
     )
     result = json.loads(stdout.splitlines()[-1])
     return {
@@ -106,25 +105,15 @@ def datatrove(corpus: Path, out: Path) -> dict:
     }
 
 
-def main() -> None:
-    """Writes benchmarks/results/curation.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=float, default=250)
-    parser.add_argument("--prefix", type=float, default=30)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        whole = write_corpus(folder / "whole", options.megabytes)
-        prefix = write_corpus(folder / "prefix", options.prefix)
-        gristmill(
-            folder / "prefix", folder / "warm"
-        )  # kernels compiled and cached, as after set-up
-        ours_prefix = gristmill(folder / "prefix", folder / "ours-prefix")
-        ours = gristmill(folder / "whole", folder / "ours")
-        peer = datatrove(folder / "prefix", folder / "peer")
-        shutil.rmtree(folder / "warm")
-    result = {
-        "what": "curate: language id, Gopher quality, Gopher repetition, exact dedup, write",
+def beside_peer(folder: Path, recipe: str, megabytes: float, prefix_megabytes: float) -> dict:
+    """Runs `recipe` on a corpus and on its prefix, and the peer on the prefix."""
+    whole = write_corpus(folder / "whole", megabytes)
+    prefix = write_corpus(folder / "prefix", prefix_megabytes)
+    gristmill(recipe, folder / "prefix", folder / "warm")  # compiled and cached, as after set-up
+    ours_prefix = gristmill(recipe, folder / "prefix", folder / "ours-prefix")
+    ours = gristmill(recipe, folder / "whole", folder / "ours")
+    peer = datatrove(recipe, folder / "prefix", folder / "peer")
+    return {
         "whole_text_mb": round(whole / 1e6, 1),
         "prefix_text_mb": round(prefix / 1e6, 1),
         "gristmill_whole": ours,
@@ -132,9 +121,20 @@ def main() -> None:
         "datatrove_prefix": peer,
         "ratio_prefix": round(ours_prefix["mb_per_cpu_s"] / peer["mb_per_cpu_s"], 1),
         "ratio_whole": round(ours["mb_per_cpu_s"] / peer["mb_per_cpu_s"], 1),
-        "asked_ratio": 20,
-        "machine": about(["gristmill", "datatrove", "numba", "pyarrow", "fasttext", "spacy"]),
     }
+
+
+def main() -> None:
+    """Writes benchmarks/results/curation.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=float, default=250)
+    parser.add_argument("--prefix", type=float, default=30)
+    options = parser.parse_args()
+    result = {"what": "curate: language id, Gopher quality, Gopher repetition, exact dedup, write"}
+    with tempfile.TemporaryDirectory() as temporary:
+        result |= beside_peer(Path(temporary), "curation", options.megabytes, options.prefix)
+    result["asked_ratio"] = 20
+    result["machine"] = about(["gristmill", "datatrove", "numba", "pyarrow", "fasttext", "spacy"])
     write_result("curation", result)
 
 
