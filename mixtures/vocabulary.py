@@ -17,6 +17,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
 from mixtures.artifact import read_manifest
+from mixtures.chat_template import CHAT_TEMPLATE
 from mixtures.sentencepiece_json import is_reserved
 from mixtures.sentencepiece_model import SCORE_GRID
 from mixtures.special_tokens import BOS_ID, EOS_ID, UNK_ID
@@ -24,6 +25,7 @@ from mixtures.special_tokens import BOS_ID, EOS_ID, UNK_ID
 MANIFEST = "vocabulary.json"
 TOKENIZER = "tokenizer.json"
 MODEL = "tokenizer.model"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 HF_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 
 UINT16_SIZE = 1 << 16
@@ -107,9 +109,13 @@ class Vocabulary:
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def write_hf(self, out: str | Path) -> None:
-        """Copies what transformers and vLLM load into a Hugging Face folder."""
+        """Writes what transformers and vLLM load into a Hugging Face folder.
+
+        The chat template stands in a file of its own, as transformers 5 writes it.
+        """
         for name in HF_FILES:
             shutil.copyfile(self.path / name, os.path.join(out, name))
+        Path(out, CHAT_TEMPLATE_FILE).write_text(CHAT_TEMPLATE, "utf-8")
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
