@@ -77,3 +77,42 @@ def gather(numbers, packs, locations, lengths, start_bits, addresses, tokens, ma
             tokens[row, filled:] = 0
             mask[row, filled - 1 :] = False
     return masked
+
+
+@njit(cache=True, nogil=True)
+def join_masks(numbers, packs, locations, lengths, start_bits, addresses, masked, mask):
+    """Puts the stored masks of conversations into the mask of a batch that `gather` has filled.
+
+    The bytes of a mask say of each token whether it counts as a target; the target of position t is
+    token t + 1, so they are copied one place to the left. Conversations are never cut: what
+    `gather` wrote about continuations lies in other pieces.
+
+    Args:
+        numbers: as in `gather`, like the next four.
+        packs: first piece of each pack.
+        locations: of pieces.
+        lengths: of pieces.
+        start_bits: width of a location's first token.
+        addresses: uint64, where the mask of each shard lies in memory; 0 if all its tokens count.
+        masked: whether `gather` wrote the mask.
+        mask: bool, (batch, sequence_length), as `gather` left it; written.
+    """
+    for row in range(len(numbers)):
+        if not masked:
+            mask[row] = True
+        first = packs[numbers[row]]
+        target = np.uint64(mask.ctypes.data) + np.uint64(row * mask.shape[1])
+        filled = np.int64(0)
+        for piece in range(first, packs[numbers[row] + 1]):
+            location = locations[piece]
+            length = np.int64(lengths[piece])
+            source = addresses[np.int64((location & ~_TOP) >> start_bits)]
+            if source != _U0:
+                source += location & ((_U1 << start_bits) - _U1)
+                skipped = np.int64(filled == 0)  # the first token of a row is nobody's target
+                _copy(  # pyright: ignore
+                    target + np.uint64(filled + skipped - 1),
+                    source + np.uint64(skipped),
+                    length - skipped,
+                )
+            filled += length

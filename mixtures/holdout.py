@@ -16,7 +16,8 @@ class HeldOut:
     part: str
     document_id: str
     tokens: np.ndarray  # in the stored type, the end-of-document token included; mapped
-    size_bytes: int  # of its text in UTF-8
+    size_bytes: int  # of its text in UTF-8; of a conversation, what is trained on
+    mask: np.ndarray | None = None  # bool, where a token is to be scored; None if all are
 
 
 def held_out(
@@ -30,7 +31,7 @@ def held_out(
     mixture with the same holdout_seed. The last document of a part comes whole.
     """
     plan = Plan(mixture, token_datasets)
-    shards = plan.tokens()
+    shards, masks = plan.tokens(), plan.masks()
     first_shards = {part["name"]: part["first_shard"] for part in plan.parts}
     taken: dict[str, int] = {}
     for row in plan.held_out().to_pylist():
@@ -38,5 +39,8 @@ def held_out(
         if taken.get(part, 0) >= max_tokens:
             continue
         taken[part] = taken.get(part, 0) + length
-        tokens = shards[first_shards[part] + row["shard"]]
-        yield HeldOut(part, row["id"], tokens[row["start"] :][:length], row["bytes"])
+        number = first_shards[part] + row["shard"]
+        place = slice(row["start"], row["start"] + length)
+        mask = masks[number]
+        mask = None if mask is None else mask[place]
+        yield HeldOut(part, row["id"], shards[number][place], row["bytes"], mask)

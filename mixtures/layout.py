@@ -7,13 +7,14 @@ MANIFEST = "manifest.json"
 TOKENS_FILE = "tokens-{:05d}.bin"
 INDEX_FILE = "tokens-{:05d}.idx"
 SIDECAR_FILE = "tokens-{:05d}.parquet"
+MASK_FILE = "tokens-{:05d}.mask"  # of conversations: a byte a token, 1 where it is trained on
 
 SIDECAR_SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # document
         ("start", pa.int64()),  # its first token in the .bin
         ("length", pa.int32()),  # tokens, the end-of-document token included
-        ("bytes", pa.int64()),  # of its text in UTF-8
+        ("bytes", pa.int64()),  # of its text in UTF-8; of a conversation, what is trained on
     ]
 )
 
@@ -29,6 +30,6 @@ HOLDOUT_SCHEMA = pa.schema(
         ("shard", pa.int32()),  # of the part's token dataset
         ("start", pa.int64()),  # first token in the shard
         ("length", pa.int32()),  # tokens, the end-of-document token included
-        ("bytes", pa.int64()),  # of its text in UTF-8
+        ("bytes", pa.int64()),  # as in the sidecar
     ]
 )

@@ -62,7 +62,9 @@ def samples_of(
     before: int | None = None,
     token_datasets: Mapping[str, str | Path] | None = None,
 ) -> list[int]:
-    """Returns the samples that hold a token of a document, ascending; none if it is held out.
+    """Returns the samples that hold a token of a document, ascending.
+
+    There are none if it is held out, or a conversation longer than a sample.
 
     Args:
         mixture: folder that `mix` wrote.

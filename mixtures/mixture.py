@@ -162,6 +162,17 @@ def mix(
         resolution = resolve(mixture, [part["packs"] for part in parts], seed)
         for part, repetition in zip(parts, resolution["repetitions"], strict=True):
             part["repetition"] = repetition
+            if part.get("too_long", {}).get("documents"):
+                logger.warning(
+                    "%s: %d of %d conversations of %s are longer than %d tokens and left out. "
+                    "Raise sequence_length (%d) to train on them.",
+                    mixture.name,
+                    part["too_long"]["documents"],
+                    part["documents"] + part["held_out"] + part["too_long"]["documents"],
+                    part["name"],
+                    mixture.sequence_length + 1,
+                    mixture.sequence_length,
+                )
             if part["efficiency"] < LOW_EFFICIENCY:
                 logger.warning(
                     "%s: packs of %s hold tokens in %.1f%% of their places. Raise max_documents "

@@ -3,9 +3,10 @@
 A pack holds sequence_length + 1 tokens: inputs and, one place on, targets. A longer document is cut
 into pieces that overlap by one token, so each of its tokens is a target once. Whole documents go
 where they fit best, so few are cut (Ding et al. 2024, "Fewer truncations improve language
-modeling", arXiv:2404.10830); packs that stay short wait for the next window's pieces. On real text
-over 99% of the places hold tokens. Memory is two windows; a segment tree over free places finds the
-best pack in log2(sequence_length) steps, about 4 million pieces a second and core.
+modeling", arXiv:2404.10830), and conversations never: one that is too long is left out before it
+comes here. Packs that stay short wait for the next window's pieces. On real text over 99% of the
+places hold tokens. Memory is two windows; a segment tree over free places finds the best pack in
+log2(sequence_length) steps, about 4 million pieces a second and core.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mixtures.artifact import read_manifest
-from mixtures.layout import HOLDOUT, LENGTHS, LOCATIONS, MANIFEST, PACKS, SIDECAR_FILE, TOKENS_FILE
+from mixtures.layout import (
+    HOLDOUT,
+    LENGTHS,
+    LOCATIONS,
+    MANIFEST,
+    MASK_FILE,
+    PACKS,
+    SIDECAR_FILE,
+    TOKENS_FILE,
+)
 from mixtures.packing import CONTINUATION, START_BITS
 from mixtures.schedule import Schedule, make_schedule
 
@@ -78,18 +87,25 @@ class Plan:
         Raises:
             ValueError: a file is not as long as it was.
         """
-        shards = []
-        for part, folder in zip(self.parts, self.folders, strict=True):
-            for number, count in enumerate(part["shards"]):
-                path = folder / TOKENS_FILE.format(number)
-                if path.stat().st_size != count * self.dtype.itemsize:
-                    raise ValueError(
-                        f"{path} has {path.stat().st_size:,} bytes, {count:,} tokens take "
-                        f"{count * self.dtype.itemsize:,}: it was changed after it was written"
-                    )
-                mapped = np.memmap(path, self.dtype, "r") if count else np.empty(0, self.dtype)
-                shards.append(mapped.view(np.ndarray))
-        return shards
+        return [
+            _map_shard(folder / TOKENS_FILE.format(number), self.dtype, count)
+            for part, folder in zip(self.parts, self.folders, strict=True)
+            for number, count in enumerate(part["shards"])
+        ]
+
+    def masks(self) -> list[np.ndarray | None]:
+        """Maps which tokens count as targets (bool), for all shards; None where all do.
+
+        Raises:
+            ValueError: a file is not as long as it was.
+        """
+        return [
+            _map_shard(folder / MASK_FILE.format(number), np.dtype(np.bool_), count)
+            if part.get("masked")
+            else None
+            for part, folder in zip(self.parts, self.folders, strict=True)
+            for number, count in enumerate(part["shards"])
+        ]
 
     def part_of_shard(self, shard: int) -> tuple[int, int]:
         """Returns the part that a shard belongs to and its number there."""
@@ -112,3 +128,13 @@ class Plan:
     def held_out(self) -> pa.Table:
         """Returns the held-out documents (`mixtures.layout.HOLDOUT_SCHEMA`), shuffled."""
         return pq.read_table(self.path / HOLDOUT)
+
+
+def _map_shard(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    if path.stat().st_size != count * dtype.itemsize:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, {count:,} tokens take "
+            f"{count * dtype.itemsize:,}: it was changed after it was written"
+        )
+    mapped = np.memmap(path, dtype, "r") if count else np.empty(0, dtype)
+    return mapped.view(np.ndarray)

@@ -5,6 +5,7 @@ their packs, and `packs`, the first piece of each pack and the end; 12 bytes a p
 packs of the parts follow each other. Memory is a row group of a sidecar and two windows.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +104,9 @@ def _write_part(
     """Packs a part; returns its entry in the manifest and its held-out documents, shuffled."""
     first_pack, first_token = writer.num_packs, writer.num_tokens
     packer = Packer(mixture.sequence_length, mixture.max_documents, writer.emit)
+    too_long: Counter[str] = Counter()
     held = pa.concat_tables(
-        _pack_shard(mixture, dataset, shard, first_shard + shard, packer)
+        _pack_shard(mixture, dataset, shard, first_shard + shard, packer, too_long)
         for shard in range(dataset.num_shards)
     )
     packer.finish()
@@ -112,7 +114,9 @@ def _write_part(
     if not packs:
         raise ValueError(
             f"{mixture.name}: part {name} has no document left to train on; {dataset.path} holds "
-            f"{dataset.manifest['documents']:,}, holdout_share is {mixture.holdout_share}"
+            f"{dataset.manifest['documents']:,}, holdout_share is {mixture.holdout_share}, "
+            f"{too_long['documents']:,} are conversations of over {mixture.sequence_length + 1:,} "
+            f"tokens"
         )
     held = held.sort_by([("hash", "ascending"), ("id", "ascending")])
     held = held.add_column(0, "part", pa.array([name] * len(held), pa.string()))
@@ -122,24 +126,37 @@ def _write_part(
         "packs": packs,
         "tokens": tokens,
         "efficiency": tokens / (packs * (mixture.sequence_length + 1)),
-        "documents": dataset.manifest["documents"] - len(held),
+        "documents": dataset.manifest["documents"] - len(held) - too_long["documents"],
         "held_out": len(held),
         "token_dataset": dataset.fingerprint,
         "first_shard": first_shard,
         "shards": [shard["tokens"] for shard in dataset.manifest["shards"]],
     }
+    if dataset.masked:
+        described |= {"masked": True, "too_long": {k: too_long[k] for k in ("documents", "tokens")}}
     return described, held
 
 
 def _pack_shard(
-    mixture: "Mixture", dataset: TokenDataset, shard: int, number: int, packer: Packer
+    mixture: "Mixture",
+    dataset: TokenDataset,
+    shard: int,
+    number: int,
+    packer: Packer,
+    too_long: Counter[str],
 ) -> pa.Table:
-    """Gives a shard's documents to the packer; returns the held-out ones with their hashes."""
+    """Gives a shard's documents to the packer; returns the held-out ones with their hashes.
+
+    Conversations longer than a pack are in neither: half a conversation teaches to answer what was
+    never asked. `too_long` counts them.
+    """
     key = derive_key(mixture.holdout_seed, "holdout")
     threshold = share_threshold(mixture.holdout_share)
     held = []
     with pq.ParquetFile(dataset.path / SIDECAR_FILE.format(shard)) as sidecar:
         for batch in sidecar.iter_batches():
+            if dataset.masked:
+                batch = _whole(batch, mixture.sequence_length + 1, too_long)
             hashes = hash_ids(batch.column("id"), key)
             out = hashes < threshold
             starts = batch.column("start").to_numpy()[~out]
@@ -152,3 +169,12 @@ def _pack_shard(
             held.append(rows.append_column("shard", pa.array([shard] * len(rows), pa.int32())))
         schema = sidecar.schema_arrow.append(pa.field("hash", pa.uint64()))
     return pa.Table.from_batches(held, schema.append(pa.field("shard", pa.int32())))
+
+
+def _whole(batch: pa.RecordBatch, capacity: int, too_long: Counter[str]) -> pa.RecordBatch:
+    """Returns the rows of documents that fit into a pack and counts the others."""
+    lengths = batch.column("length").to_numpy()
+    fits = lengths <= capacity
+    too_long["documents"] += int(np.count_nonzero(~fits))
+    too_long["tokens"] += int(lengths[~fits].sum(dtype=np.int64))
+    return batch.filter(pa.array(fits))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtures.gather import gather
+from mixtures.gather import gather, join_masks
 from mixtures.packing import START_BITS
 from mixtures.plan import Plan
 
@@ -26,7 +26,8 @@ class Batch:
     """(rows, sequence_length + 1) in the stored type; padding is 0."""
     loss_mask: np.ndarray | None
     """bool, (rows, sequence_length), true where a target counts; None if all do. Left out are
-    padding and the first token of a document's continuation after another document's end."""
+    padding, the first token of a document's continuation after another document's end, and what
+    conversations are not trained on."""
     boundaries: np.ndarray
     """int32, (rows, max_documents): first position of each document, then sequence_length + 1."""
     sample_indices: np.ndarray
@@ -72,6 +73,10 @@ class Stream:
         self._history: list[tuple[int, str]] = [(0, self.plan.fingerprint)]
         self._shards = self.plan.tokens()  # keeps the mappings alive behind the addresses
         self._addresses = np.array([shard.ctypes.data for shard in self._shards], np.uint64)
+        self._masks = self.plan.masks()
+        self._mask_addresses = np.array(
+            [0 if mask is None else mask.ctypes.data for mask in self._masks], np.uint64
+        )
 
     @property
     def num_samples(self) -> int:
@@ -110,17 +115,17 @@ class Stream:
         mask = np.empty((rows, length), np.bool_)
         boundaries = np.empty((rows, plan.max_documents), np.int32)
         parts, _, packs = plan.schedule.locate(indices)
-        masked = gather(
+        places = (
             plan.first_packs[parts] + packs,
             plan.packs,
             plan.locations,
             plan.lengths,
             np.uint64(START_BITS),
-            self._addresses,
-            tokens,
-            mask,
-            boundaries,
         )
+        masked = gather(*places, self._addresses, tokens, mask, boundaries)
+        if self._mask_addresses.any():
+            join_masks(*places, self._mask_addresses, masked, mask)
+            masked = True
         return Batch(tokens, mask if masked else None, boundaries, indices)
 
     def sample(self, index: int) -> Batch:

@@ -4,11 +4,15 @@ Each data file becomes one shard, `tokens-00000.bin/.idx` (Megatron's indexed da
 document ended by `</s>`) and `tokens-00000.parquet`, which says which document each token is of.
 Documents keep their order; the `origin` of a document's row in the curated dataset leads to the
 bytes of its source.
+
+Conversations (a column `messages`) become `tokens-00000.mask`, too: a byte a token, 1 where a model
+is trained to write it.
 """
 
 import json
 import multiprocessing
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -27,7 +31,9 @@ from mixtures.artifact import (
     finished,
     read_manifest,
 )
-from mixtures.layout import MANIFEST, SIDECAR_FILE, TOKENS_FILE
+from mixtures.chat_template import CHAT_TEMPLATE
+from mixtures.conversations import COLUMN, check_type
+from mixtures.layout import MANIFEST, MASK_FILE, SIDECAR_FILE, TOKENS_FILE
 from mixtures.token_shard import ShardTask, record_name, run_task, start_worker
 from mixtures.vocabulary import load_vocabulary
 from pipelines.atomic import sweep
@@ -49,6 +55,7 @@ def tokenize(
     advance: Callable[[int], None] = unseen,
     where: Mapping[str, Sequence[str]] = MappingProxyType({}),
     sample: float = 1.0,
+    messages: bool = False,
 ) -> dict[str, Any]:
     """Encodes a curated dataset into a token dataset and returns its manifest.
 
@@ -63,10 +70,12 @@ def tokenize(
         advance: called with the bytes of text encoded since the last call.
         where: columns and the values that a document has to have in them; the others are left out.
         sample: share of these documents, drawn by keyed hash of the id.
+        messages: encode conversations (`mixtures.conversations`) and not texts. Those that cannot
+            be trained on are left out; the manifest's `dropped` counts them by verdict.
 
     Raises:
         ValueError: a folder is not what it should be, `where` names a column that is not there or
-            no document has the values, or `out` holds another token dataset.
+            no document has the values, there are no messages, or `out` holds another token dataset.
     """
     if workers < 1:
         raise ValueError(f"tokenize: workers is {workers}; wanted 1 or more")
@@ -81,11 +90,15 @@ def tokenize(
         "sample": sample,
         "version": 1,
     }
+    if messages:
+        request["chat_template"] = fingerprint(CHAT_TEMPLATE)
     if there := finished(out / MANIFEST, "token dataset", request):
         shutil.rmtree(out / WORK, ignore_errors=True)  # killed after the manifest, before this
         return there
     data_files = _data_files(source)
     _check_columns(data_files, where)
+    if messages:
+        _check_messages(data_files)
     with exclusive(out):
         work = _begin(out, request)
         tasks = [
@@ -97,6 +110,7 @@ def tokenize(
                 str(work),
                 request["where"],
                 sample,
+                messages,
             )
             for number, file in enumerate(data_files)
             if not (work / record_name(number)).exists()
@@ -108,7 +122,8 @@ def tokenize(
         records = [json.loads((work / record_name(n)).read_bytes()) for n in range(len(data_files))]
         if not any(record["documents"] for record in records):
             asked = f" with {request['where']}" if where else f" in a sample of {sample}"
-            raise ValueError(f"tokenize: {dataset} holds no documents{asked}")
+            dropped = f"; dropped: {_dropped(records)}" if messages else ""
+            raise ValueError(f"tokenize: {dataset} holds no documents{asked}{dropped}")
         files = [entry for record in records for entry in record.pop("files")]
         manifest = {
             "request": request,
@@ -120,6 +135,8 @@ def tokenize(
             "shards": records,
             "files": files,
         }
+        if messages:
+            manifest |= {"masked": True, "dropped": _dropped(records)}
         write_json(out / MANIFEST, manifest)
         shutil.rmtree(work)
         return manifest
@@ -147,6 +164,23 @@ def _check_columns(data_files: Sequence[Path], names: Iterable[str]) -> None:
                 raise ValueError(
                     f"tokenize: `where` names column {name!r}; columns here: {', '.join(there)}"
                 )
+
+
+def _check_messages(data_files: Sequence[Path]) -> None:
+    for file in data_files[:1]:
+        schema = pq.read_schema(file)
+        if COLUMN not in schema.names:
+            raise ValueError(
+                f"tokenize: {file} has no column {COLUMN!r}; columns here: "
+                f"{', '.join(schema.names)}. Tokenize texts, or make conversations in the recipe."
+            )
+        check_type(schema.field(COLUMN).type, str(file))
+
+
+def _dropped(records: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Returns how many conversations the shards dropped, by verdict."""
+    counts = sum((Counter(record["dropped"]) for record in records), Counter[str]())
+    return dict(sorted(counts.items()))
 
 
 def _begin(out: Path, request: dict[str, Any]) -> Path:
@@ -202,6 +236,7 @@ class TokenDataset:
         self.fingerprint: str = self.manifest["fingerprint"]
         self.dtype = np.dtype(self.manifest["dtype"])
         self.num_shards = len(self.manifest["shards"])
+        self.masked: bool = self.manifest.get("masked", False)
 
     def tokens(self, shard: int) -> np.ndarray:
         """Returns the token ids of a shard, mapped and not read."""
@@ -209,6 +244,12 @@ class TokenDataset:
         if not self.manifest["shards"][shard]["tokens"]:
             return np.empty(0, self.dtype)
         return np.memmap(path, self.dtype, "r")
+
+    def mask(self, shard: int) -> np.ndarray:
+        """Returns for each token of a shard of conversations whether it is trained on, mapped."""
+        if not self.manifest["shards"][shard]["tokens"]:
+            return np.empty(0, np.bool_)
+        return np.memmap(self.path / MASK_FILE.format(shard), np.bool_, "r")
 
     def sidecar(self, shard: int, columns: Sequence[str] = ("id", "start", "length")) -> pa.Table:
         """Returns columns of a shard's sidecar (`layout.SIDECAR_SCHEMA`), in order."""
