@@ -43,6 +43,18 @@ REPORT_INTERVAL = 10
 """Steps between reads of the losses on a GPU, where each read waits for the device; 1 on a CPU."""
 
 
+def build_model(run: PretrainRun) -> HybridModel:
+    """Returns the model of a run without values for its weights.
+
+    Raises:
+        ValueError: the run's linear recipe cannot have the model's sizes, or no layer has it.
+    """
+    ends = (run.plain_first_layers, run.plain_last_layers)
+    model = HybridModel(run.model, run.linear_recipe, ends)
+    model.compute_dtype = getattr(torch, run.precision)
+    return model
+
+
 def train_step(
     model: HybridModel,
     optimizer: torch.optim.Optimizer,
@@ -92,8 +104,7 @@ class Pretraining:
         self.run, self.plan, self.out, self.device = run, plan, out, device
         self._folder = out / "checkpoints"
         self.generator = torch.Generator().manual_seed(run.seed)
-        self.model = HybridModel(run.model)
-        self.model.compute_dtype = getattr(torch, run.precision)
+        self.model = build_model(run)
         done = checkpoints(self._folder)
         self.step = max(done, default=0)
         if not done:  # on the CPU: the same weights on every device
@@ -140,6 +151,7 @@ class Pretraining:
                 raise Stopped
             self.step += 1
             set_learning_rate(self.optimizer, run.schedule.learning_rate(self.step))
+            self.model.set_low_precision(not run.is_plain(self.step))
             batch = batches.next()
             loss, norm = train_step(
                 self.model, self.optimizer, batch, run.micro_batch_size, run.clip_norm

@@ -20,7 +20,7 @@ from training_hook.documents import Documents, document_mask, number_documents
 from training_hook.layers.attention import Attention
 from training_hook.layers.mamba import Mamba
 from training_hook.layers.mlp import MLP
-from training_hook.linear import draw_normal, make_linear
+from training_hook.linear import FP8Linear, draw_normal, make_linear
 from training_hook.norm import RMSNorm
 
 LAYERS: dict[str, type[Mamba] | type[MLP] | type[Attention]] = {
@@ -68,14 +68,15 @@ class Layer(nn.Module):
 class Backbone(nn.Module):
     """Embeddings, layers and the final norm."""
 
-    def __init__(self, config: HybridConfig, recipe: str) -> None:
+    def __init__(self, config: HybridConfig, recipes: list[str]) -> None:
         super().__init__()
         # from_pretrained, because the plain constructor draws values from the global generator
         self.embeddings = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.hidden_size), freeze=False
         )
         self.layers = nn.ModuleList(
-            Layer(config, letter, recipe) for letter in config.hybrid_override_pattern
+            Layer(config, letter, recipe)
+            for letter, recipe in zip(config.hybrid_override_pattern, recipes, strict=True)
         )
         self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
 
@@ -87,12 +88,20 @@ class HybridModel(nn.Module):
         config: the shape.
         recipe: how the layers' linear products run, see `make_linear`; head and embeddings always
             run in `compute_dtype`.
+        plain_ends: layers at the beginning and at the end that do so, too, whatever the recipe.
+
+    Raises:
+        ValueError: the recipe is unknown or cannot have the shape's sizes, or no layer has it.
     """
 
-    def __init__(self, config: HybridConfig, recipe: str = "plain") -> None:
+    def __init__(
+        self, config: HybridConfig, recipe: str = "plain", plain_ends: tuple[int, int] = (0, 0)
+    ) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config, recipe)
+        self.backbone = Backbone(
+            config, linear_recipes(config.num_hidden_layers, recipe, plain_ends)
+        )
         self.lm_head = make_linear(config.hidden_size, config.vocab_size, "plain")
         if config.tie_word_embeddings:
             self.lm_head.weight = self.backbone.embeddings.weight
@@ -229,6 +238,12 @@ class HybridModel(nn.Module):
         if not self.config.tie_word_embeddings:
             draw_normal(self.lm_head.weight, spread, generator)
 
+    def set_low_precision(self, on: bool) -> None:
+        """Lets FP8 layers train in FP8, as they begin, or in `compute_dtype` like all others."""
+        for module in self.modules():
+            if isinstance(module, FP8Linear):
+                module.low_precision = on
+
     def compile_layers(self, backend: str = "inductor") -> None:
         """Compiles layer by layer: layers of one letter share a graph, so 60 cost as 3."""
         # all letters are one function to the compiler, in training and in evaluation, and 8 is
@@ -236,6 +251,22 @@ class HybridModel(nn.Module):
         torch._dynamo.config.recompile_limit = 8 * len(LAYERS)
         for layer in self.layers:
             layer.compile(backend=backend, dynamic=False, fullgraph=True)
+
+
+def linear_recipes(layers: int, recipe: str, plain_ends: tuple[int, int]) -> list[str]:
+    """Returns the recipe of each layer: "plain" for those at the ends.
+
+    Raises:
+        ValueError: the ends leave no layer to a recipe other than "plain".
+    """
+    first, last = plain_ends
+    if recipe != "plain" and first + last >= layers:
+        raise ValueError(
+            f"{recipe}: the first {first} and last {last} of {layers} layers are plain, so none "
+            "would run in it; keep fewer plain, or take the recipe 'plain'"
+        )
+    inner = range(first, layers - last)
+    return [recipe if index in inner else "plain" for index in range(layers)]
 
 
 def tensor_shapes(config: HybridConfig) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from training_hook.config import HybridConfig
+from training_hook.linear_recipe import MULTIPLES, check_recipe
 from training_hook.schedule import WarmupStableDecay
 
 PRECISIONS = ("float32", "bfloat16")
@@ -60,6 +61,16 @@ class PretrainRun:
     """Of the weights' initialisation; the order of the data has the mixture's seed."""
     precision: str = "bfloat16"
     """Of activations and matrix products; master weights, gradients and moments are FP32."""
+    linear_recipe: str = "plain"
+    """Of the layers' products with weights: "plain" in `precision`, "fp8_tensor" as Nemotron-H,
+    "fp8_block" as Nemotron Nano 2."""
+    plain_first_layers: int = 2
+    """Layers at the beginning whose products stay "plain". A layer of M or - has two of them: with
+    the last two these are the first and last 4 that Nemotron-H and Nano 2 keep in BF16."""
+    plain_last_layers: int = 2
+    """Layers at the end whose products stay "plain"."""
+    plain_step_share: float = 0.0
+    """Share of the steps, the last ones, in which all products are "plain"."""
     backend: str = "eager"
     """"inductor" compiles each layer (for GPUs), "aot_eager" traces it as inductor would."""
     checkpoint_interval: int = 1_000
@@ -90,7 +101,27 @@ class PretrainRun:
                 )
         if not self.clip_norm > 0:
             raise ValueError(f"{self.name}: clip_norm is {self.clip_norm}; wanted above 0")
+        self._check_linear_recipe()
         _ = self.schedule  # its settings are checked where they are used
+
+    def _check_linear_recipe(self) -> None:
+        check_recipe(self.linear_recipe)
+        for name in ("plain_first_layers", "plain_last_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{self.name}: {name} is {getattr(self, name)}; wanted 0 or more")
+        if not 0 <= self.plain_step_share < 1:
+            raise ValueError(
+                f"{self.name}: plain_step_share is {self.plain_step_share}; wanted 0 up to below 1 "
+                "(for 1, linear_recipe 'plain')"
+            )
+        multiple = MULTIPLES[self.linear_recipe]
+        tokens = self.micro_batch_size * self.sequence_length
+        if tokens % multiple:
+            raise ValueError(
+                f"{self.name}: micro_batch_size {self.micro_batch_size} * sequence_length "
+                f"{self.sequence_length} is {tokens}; {self.linear_recipe} wants a multiple of "
+                f"{multiple}"
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -113,6 +144,11 @@ class PretrainRun:
             decay_shape=self.decay_shape,
             min_ratio=self.min_learning_rate_ratio,
         )
+
+    def is_plain(self, step: int) -> bool:
+        """Returns whether all products of a step, counted from 1, are "plain"."""
+        plain_steps = math.ceil(self.plain_step_share * self.total_steps)
+        return self.linear_recipe == "plain" or step > self.total_steps - plain_steps
 
     def with_steps(self, steps: int) -> "PretrainRun":
         """Returns the same run with another length; its schedule stretches with it."""

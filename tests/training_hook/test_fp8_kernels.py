@@ -1,0 +1,75 @@
+"""The Triton kernels without a GPU, in Triton's interpreter.
+
+The interpreter does not round to FP8 as hardware does, so values here are ones that FP8 has, at any
+scale; rounding is compared on a GPU, in test_fp8_gpu.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from training_hook import fp8_emulation
+from training_hook.fp8_emulation import E4M3, E5M2
+
+
+def exact_values(rows: int, columns: int, mantissa: int, dtype: torch.dtype) -> Tensor:
+    """Values with a short mantissa over five octaves, and one row and column of zeros."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randint(-mantissa, mantissa + 1, (rows, columns), generator=generator)
+    powers = torch.randint(-2, 3, (rows, columns), generator=generator)
+    x = torch.ldexp(whole.float(), powers)
+    x[3], x[:, 5] = 0, 0
+    return x.to(dtype)
+
+
+def assert_same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.is_contiguous()
+        if ours.dtype == torch.float32:
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        else:
+            # as numbers: zero has two signs, and the kernels keep both as the emulation does
+            assert torch.equal(ours.float(), theirs.float())
+
+
+def compare_with_emulation() -> None:
+    """Runs every kernel; to be called where TRITON_INTERPRET is set before Triton is imported."""
+    from training_hook import fp8_kernels
+
+    for dtype in (torch.float32, torch.bfloat16):
+        wide = exact_values(160, 112, 7, dtype)
+        part = wide[:, 16:64]  # rows that are not next to each other; tiles that are not full
+        for fp8 in (E4M3, E5M2):
+            x = part if fp8 == E4M3 else part.sign() * 2 ** part.abs().clamp(min=1).log2().floor()
+            amax = x.abs().amax().float()
+            wanted = fp8_emulation.cast_tensor(x, amax, fp8)
+            assert_same(fp8_kernels.cast_tensor(x, amax, fp8), wanted)
+        x = exact_values(256, 384, 14, dtype)
+        assert_same(fp8_kernels.cast_blocks(x), fp8_emulation.cast_blocks(x))
+        assert_same(fp8_kernels.cast_blocks(x[:, 128:]), fp8_emulation.cast_blocks(x[:, 128:]))
+        assert_same(fp8_kernels.cast_squares(x), fp8_emulation.cast_squares(x))
+        x[7, 200], x[130, 300] = torch.inf, torch.nan
+        for cast in ("cast_blocks", "cast_squares"):
+            found = getattr(fp8_kernels, cast)(x)[1::2]
+            assert_same(found, getattr(fp8_emulation, cast)(x)[1::2])
+        amax = x.abs().amax().float()
+        assert fp8_kernels.cast_tensor(x, amax, E4M3)[2].isnan()
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
+def test_kernels_in_the_interpreter_equal_emulation():
+    code = f"from {__name__} import compare_with_emulation as run; run()"
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
