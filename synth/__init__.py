@@ -1,1 +1,1 @@
-"""Generation and verification of reasoning traces."""
+"""Serving, generation and verification of reasoning traces."""
