@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from filters.fasttext_kernels import Model, index_words
+from filters.fasttext_word_kernels import WordModel, index_vocabulary
 
 MAGIC, VERSION = 793712314, 12
-HIERARCHICAL_SOFTMAX, SUPERVISED = 1, 3
+HIERARCHICAL_SOFTMAX, SOFTMAX, SUPERVISED = 1, 3, 3
 ARGUMENTS = struct.Struct("<12id")
 CENTROIDS = 256
 NO_CHILD = -1
@@ -28,6 +29,14 @@ class Classifier:
     labels: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class WordClassifier:
+    """A model of words and word n-grams, and the names of its labels."""
+
+    model: WordModel
+    labels: tuple[str, ...]
+
+
 def load_classifier(path: str) -> Classifier:
     """Reads a supervised model with hierarchical softmax and no word n-grams, such as lid.176.
 
@@ -35,6 +44,75 @@ def load_classifier(path: str) -> Classifier:
         ValueError: the file is no such model; the message says why.
         OSError: the file cannot be read.
     """
+    read = _read(path)
+    if (read.loss, read.kind, read.word_ngrams) != (HIERARCHICAL_SOFTMAX, SUPERVISED, 1):
+        raise ValueError(
+            f"{path}: loss {read.loss}, model {read.kind}, word n-grams {read.word_ngrams}; wanted "
+            f"a supervised model ({SUPERVISED}) with hierarchical softmax "
+            f"({HIERARCHICAL_SOFTMAX}) and 1"
+        )
+    letters, bounds = _packed(read.words)
+    kept = np.packbits(read.bucket_rows >= 0, bitorder="little")
+    kept = np.pad(kept, (0, -kept.size % 8)).view("<u8")
+    model = Model(
+        index_words(letters, bounds),
+        letters,
+        bounds,
+        kept,
+        read.bucket_rows,
+        read.rows,
+        read.output,
+        _tree(read.label_counts),
+        read.shortest,
+        read.longest,
+    )
+    return Classifier(model, read.labels)
+
+
+def load_word_classifier(path: str) -> WordClassifier:
+    """Reads a supervised model with softmax and no character n-grams, such as fastText's default.
+
+    Raises:
+        ValueError: the file is no such model; the message says why.
+        OSError: the file cannot be read.
+    """
+    read = _read(path)
+    if (read.loss, read.kind, read.longest) != (SOFTMAX, SUPERVISED, 0):
+        raise ValueError(
+            f"{path}: loss {read.loss}, model {read.kind}, character n-grams up to {read.longest}; "
+            f"wanted a supervised model ({SUPERVISED}) with softmax ({SOFTMAX}) and 0"
+        )
+    letters, bounds = _packed(read.words)
+    model = WordModel(
+        index_vocabulary(letters, bounds),
+        letters,
+        bounds,
+        read.bucket_rows,
+        read.rows,
+        read.output,
+        read.word_ngrams if read.bucket_rows.size else 1,
+    )
+    return WordClassifier(model, read.labels)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a model file holds."""
+
+    word_ngrams: int
+    loss: int
+    kind: int
+    shortest: int
+    longest: int
+    words: list[bytes]
+    labels: tuple[str, ...]
+    label_counts: list[int]
+    bucket_rows: np.ndarray
+    rows: np.ndarray
+    output: np.ndarray
+
+
+def _read(path: str) -> _Read:
     file = _File(path)
     magic, version = file.integers(2)
     if magic != MAGIC or version != VERSION:
@@ -43,11 +121,6 @@ def load_classifier(path: str) -> Classifier:
     dimensions, word_ngrams, loss, kind, buckets, shortest, longest = (
         values[i] for i in (0, 5, 6, 7, 8, 9, 10)
     )
-    if (loss, kind, word_ngrams) != (HIERARCHICAL_SOFTMAX, SUPERVISED, 1):
-        raise ValueError(
-            f"{path}: loss {loss}, model {kind}, word n-grams {word_ngrams}; wanted a supervised "
-            f"model ({SUPERVISED}) with hierarchical softmax ({HIERARCHICAL_SOFTMAX}) and 1"
-        )
     size, num_words, num_labels = file.integers(3)
     _, num_kept = struct.unpack("<qq", file.take(16))
     entries, counts = [], []
@@ -65,25 +138,26 @@ def load_classifier(path: str) -> Classifier:
     output = file.matrix()
     if rows.shape[1] != dimensions or output.shape != (num_labels, dimensions):
         raise ValueError(f"{path}: matrices do not have {dimensions} dimensions, or are truncated")
-    words = entries[:num_words]
-    letters = np.frombuffer(b"".join(words), np.uint8)
-    bounds = np.cumsum([0, *map(len, words)]).astype(np.int32)
-    kept = np.packbits(bucket_rows >= 0, bitorder="little")
-    kept = np.pad(kept, (0, -kept.size % 8)).view("<u8")
-    model = Model(
-        index_words(letters, bounds),
-        letters,
-        bounds,
-        kept,
+    labels = tuple(label.decode().removeprefix("__label__") for label in entries[num_words:])
+    return _Read(
+        word_ngrams,
+        loss,
+        kind,
+        shortest,
+        longest,
+        entries[:num_words],
+        labels,
+        counts[num_words:],
         bucket_rows,
         rows,
         output,
-        _tree(counts[num_words:]),
-        shortest,
-        longest,
     )
-    labels = (label.decode().removeprefix("__label__") for label in entries[num_words:])
-    return Classifier(model, tuple(labels))
+
+
+def _packed(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the letters of all words as uint8 and their bounds, int32 (words + 1,)."""
+    bounds = np.cumsum([0, *map(len, words)]).astype(np.int32)
+    return np.frombuffer(b"".join(words), np.uint8), bounds
 
 
 class _File:
