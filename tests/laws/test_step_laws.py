@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import pickle
 import pkgutil
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipelines.dedup.walk_kernels import walk
 from pipelines.document import CONTENT, CONTENT_TYPE, RESERVED, document_ids
 from pipelines.global_step import VERDICTS, GlobalStep, GroupStep, Keys, PairStep
 from pipelines.step import Editor, Filter, Step
+from tests.laws.step_parameters import CLASSIFIER, INPUTS, PARAMETERS, write_classifier
 
 
 def all_steps() -> list[Step]:
@@ -31,11 +33,20 @@ def all_steps() -> list[Step]:
         if step.__module__.split(".")[0] in ("pipelines", "filters"):
             found.append(step)
     abstract = (Step, Filter, Editor, GroupStep, PairStep)
-    return sorted((s() for s in found if s not in abstract), key=lambda step: step.name)
+    concrete = sorted((s for s in found if s not in abstract), key=lambda s: s.__name__)
+    return [s(**given) for s in concrete for given in PARAMETERS.get(s.__name__, ({},))]
 
 
 STEPS = [step for step in all_steps() if not isinstance(step, GlobalStep)]
 GLOBAL_STEPS = [step for step in all_steps() if isinstance(step, GlobalStep)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def classifier():
+    write_classifier()
+    yield
+    shutil.rmtree(CLASSIFIER.parent)
+
 
 WORDS = st.sampled_from(
     [
@@ -80,6 +91,9 @@ def batches(draw, least=0, most=12):
     columns[CONTENT_TYPE] = pa.array(
         [None if p is None else "text/html" for p in pages], pa.string()
     )
+    for field in INPUTS:
+        values = st.none() | st.integers(0, 19)
+        columns[field.name] = pa.array(draw(st.lists(values, min_size=n, max_size=n)), field.type)
     return pa.RecordBatch.from_pydict(columns)
 
 
@@ -97,6 +111,10 @@ def test_steps_are_found():
         "GopherRepetition",
         "HtmlText",
         "LanguageId",
+        "DatatroveFilter",
+        "DatatroveFormatter",
+        "QualityClassifier",
+        "QualityEnsemble",
     }
     assert wanted <= names
 

@@ -1,0 +1,46 @@
+"""Parameters of the steps that cannot be made without any, and a classifier for them to read."""
+
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filters.fasttext_training import FastTextSettings
+from filters.quality_training import train_classifier
+
+CLASSIFIER = Path(tempfile.gettempdir()) / f"gristmill-laws-{os.getpid()}" / "classifier"
+
+PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
+    "QualityClassifier": ({"model": str(CLASSIFIER)},),
+    "QualityEnsemble": ({"of": ("edu", "wiki")},),
+    "DatatroveFilter": (
+        {
+            "block": "datatrove.pipeline.filters:C4QualityFilter",
+            "arguments": (("filter_no_terminal_punct", False), ("min_num_sentences", 1)),
+        },
+    ),
+    "DatatroveFormatter": ({"block": "datatrove.pipeline.formatters:PIIFormatter"},),
+}
+"""By the step's name; each set of parameters is put through the laws."""
+
+INPUTS = (pa.field("edu_bin", pa.int8()), pa.field("wiki_bin", pa.int8()))
+"""Columns that a step reads and no reader gives."""
+
+
+def write_classifier() -> None:
+    """Trains the classifier that the laws' QualityClassifier reads, on words of its batches."""
+    rng = random.Random(0)
+    for name, words in (("positive", "the be and caf\u00e9"), ("negative", "# ... x1 \u2026 -")):
+        texts = [" ".join(rng.choices(words.split(), k=8)) + f" n{i}" for i in range(300)]
+        CLASSIFIER.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"text": texts}), CLASSIFIER.with_name(f"{name}.parquet"))
+    train_classifier(
+        str(CLASSIFIER),
+        positive=[str(CLASSIFIER.with_name("positive.parquet"))],
+        negative=[str(CLASSIFIER.with_name("negative.parquet"))],
+        settings=FastTextSettings(dimensions=4, buckets=100),
+    )
