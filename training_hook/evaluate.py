@@ -8,15 +8,17 @@ cut into pieces that follow each other without gap or overlap; a later piece sta
 its last token before the cut, as in training. Carrying the state across would flatter long
 documents by what the model was never trained to do.
 
-Pieces of one part are packed into rows, so that the padding, which is never scored, stays small.
+Pieces of one part are packed into rows, so that the padding, which is never scored, stays small. Of
+conversations only what is trained on is scored, tokens and bytes.
 """
 
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +43,11 @@ class PartScore:
     def bits_per_byte(self) -> float:
         """Bits that the model needs for each byte of text."""
         return self.nats / (math.log(2) * self.bytes)
+
+    @property
+    def loss(self) -> float:
+        """Nats for each scored token: comparable only within a vocabulary."""
+        return self.nats / self.tokens
 
     def row(self) -> dict[str, Any]:
         """Returns the score as a row of the metrics' EVALUATIONS, without the step."""
@@ -86,22 +93,36 @@ def held_out_documents(mixture: Path, max_tokens: int) -> list[HeldOut]:
     return found
 
 
-def pack(documents: Iterable[np.ndarray], sequence_length: int, end_of_document: int) -> Rows:
-    """Cuts documents into pieces of at most `sequence_length` and packs them best fit, in order."""
+def pack(
+    documents: Iterable[np.ndarray],
+    sequence_length: int,
+    end_of_document: int,
+    masks: Iterable[np.ndarray | None] = repeat(None),
+) -> Rows:
+    """Cuts documents into pieces of at most `sequence_length` and packs them best fit, in order.
+
+    Args:
+        documents: their tokens.
+        sequence_length: places of a row.
+        end_of_document: id of the token that ends every document.
+        masks: for each document which of its tokens are scored; None if all are.
+    """
     pieces = [
-        piece for tokens in documents for piece in _pieces(tokens, sequence_length, end_of_document)
+        piece
+        for tokens, mask in zip(documents, masks, strict=False)
+        for piece in _pieces(tokens, mask, sequence_length, end_of_document)
     ]
-    rows: list[list[tuple[np.ndarray, bool]]] = []
+    rows: list[list[_Piece]] = []
     free: list[tuple[int, int]] = []  # (free places, row), ascending
-    for piece, starts in pieces:
-        length = len(piece) - 1
+    for piece in pieces:
+        length = len(piece.scored)
         i = bisect_left(free, (length, -1))
         if i == len(free):
-            rows.append([(piece, starts)])
+            rows.append([piece])
             insort(free, (sequence_length - length, len(rows) - 1))
         else:
             places, row = free.pop(i)
-            rows[row].append((piece, starts))
+            rows[row].append(piece)
             insort(free, (places - length, row))
     shape = (len(rows), sequence_length)
     tokens = np.full(shape, end_of_document, np.int32)
@@ -110,24 +131,31 @@ def pack(documents: Iterable[np.ndarray], sequence_length: int, end_of_document:
     ids = np.zeros(shape, np.int32)
     for row, members in enumerate(rows):
         at, document = 0, 0
-        for piece, starts in members:
-            end = at + len(piece) - 1
-            tokens[row, at:end], targets[row, at:end] = piece[:-1], piece[1:]
-            mask[row, at:end] = True
+        for piece in members:
+            end = at + len(piece.scored)
+            tokens[row, at:end], targets[row, at:end] = piece.tokens[:-1], piece.tokens[1:]
+            mask[row, at:end] = piece.scored
             ids[row, at:end] = document + 1
-            ids[row, at] = document + (0 if starts else 1)
+            ids[row, at] = document + (0 if piece.starts else 1)
             at, document = end, document + 2
         ids[row, at:] = document
     return Rows(tokens, targets, mask, ids)
 
 
+class _Piece(NamedTuple):
+    tokens: np.ndarray  # length + 1: inputs and targets overlap
+    scored: np.ndarray  # bool, length: of the targets
+    starts: bool  # whether it is the first of its document
+
+
 def _pieces(
-    tokens: np.ndarray, sequence_length: int, end_of_document: int
-) -> Iterator[tuple[np.ndarray, bool]]:
-    """Yields (length + 1 tokens, whether it starts the document): inputs and targets overlap."""
+    tokens: np.ndarray, mask: np.ndarray | None, sequence_length: int, end_of_document: int
+) -> Iterator[_Piece]:
     whole = np.concatenate([np.array([end_of_document], np.int32), tokens.astype(np.int32)])
-    for start in range(0, len(whole) - 1, sequence_length):
-        yield whole[start : start + sequence_length + 1], start == 0
+    scored = np.ones(len(tokens), bool) if mask is None else mask
+    for start in range(0, len(tokens), sequence_length):
+        stop = start + sequence_length
+        yield _Piece(whole[start : stop + 1], scored[start:stop], start == 0)
 
 
 def evaluate(
@@ -161,7 +189,8 @@ def evaluate(
     scores = []
     for part in dict.fromkeys(document.part for document in documents):
         members = [document for document in documents if document.part == part]
-        rows = pack((d.tokens for d in members), sequence_length, end_of_document)
+        tokens, masks = [d.tokens for d in members], [d.mask for d in members]
+        rows = pack(tokens, sequence_length, end_of_document, masks)
         nats, count = 0.0, 0
         for start in range(0, len(rows.tokens), batch_size):
             loss, scored = _score(model, rows, start, batch_size, device)

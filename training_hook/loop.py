@@ -26,6 +26,7 @@ from mixtures.stream import Stream
 from pipelines.progress import Bar, progress, say
 from training_hook.batches import HostBatch, Prefetch, document_ids
 from training_hook.checkpoint import (
+    MODEL,
     checkpoints,
     load_tensors,
     prune_checkpoints,
@@ -37,6 +38,7 @@ from training_hook.metrics import MetricsWriter
 from training_hook.model import HybridModel
 from training_hook.optimizer import adamw, moments, set_learning_rate, set_steps
 from training_hook.run import PretrainRun, run_differences
+from training_hook.start import Start
 from training_hook.stop import Stop, Stopped
 
 REPORT_INTERVAL = 10
@@ -97,18 +99,32 @@ def train_step(
     return loss, norm
 
 
-class Pretraining:
-    """A run in progress: the model and optimizer on their device, at some step."""
+class Training:
+    """A run in progress: the model and optimizer on their device, at some step.
 
-    def __init__(self, run: PretrainRun, plan: Plan, out: Path, device: torch.device) -> None:
+    Its first weights are drawn (pretraining), or those of the checkpoint `start` (fine-tuning).
+    """
+
+    def __init__(
+        self,
+        run: PretrainRun,
+        plan: Plan,
+        out: Path,
+        device: torch.device,
+        start: Start | None = None,
+    ) -> None:
         self.run, self.plan, self.out, self.device = run, plan, out, device
+        self.start = start
+        self._verb = "pretrain" if start is None else "sft"
         self._folder = out / "checkpoints"
         self.generator = torch.Generator().manual_seed(run.seed)
         self.model = build_model(run)
         done = checkpoints(self._folder)
         self.step = max(done, default=0)
-        if not done:  # on the CPU: the same weights on every device
+        if not done and start is None:  # on the CPU: the same weights on every device
             self.model.reset_parameters(self.generator)
+        elif not done and start is not None:
+            load_tensors(start.path, MODEL, dict(self.model.named_parameters()))
         self.model.to(device)
         self.optimizer = adamw(self.model, run.betas, run.epsilon, run.weight_decay)
         self.stream = Stream(plan.path, run.batch_size, rank=0, world_size=1, start=0)
@@ -126,7 +142,7 @@ class Pretraining:
         batches = Prefetch(self.stream, pin=self.device.type == "cuda")
         try:
             left = (self.run.total_steps - self.step) * self.run.tokens_per_step
-            with progress("pretrain", total=left, unit="token") as bar:
+            with progress(self._verb, total=left, unit="token") as bar:
                 self._loop(batches, stop, bar)
         except Stopped:
             self._save()
@@ -197,7 +213,7 @@ class Pretraining:
         saved = checkpoints(self._folder)
         good = saved[max(saved)] if saved else "none"
         return (
-            f"pretrain: step {step} has loss {loss} and gradient norm {norm}; its samples are "
+            f"{self._verb}: step {step} has loss {loss} and gradient norm {norm}; its samples are "
             f"{batch.sample_indices.tolist()}. Last good checkpoint: {good}. Look at "
             "those samples, or lower peak_learning_rate; the same command would fail there again"
         )
@@ -246,6 +262,8 @@ class Pretraining:
             },
             "environment": environment(self.device),
         }
+        if self.start is not None:
+            state["start"] = self.start.identity
         save_checkpoint(self._folder, self.step, self._tensors(), state)
         prune_checkpoints(self._folder, self.run.keep_last, self.run.keep_every)
         self._clock = time.monotonic()
@@ -253,7 +271,7 @@ class Pretraining:
     def _load(self, path: Path) -> None:
         """Takes everything from a checkpoint of this run on this mixture."""
         manifest = read_checkpoint(path)
-        check_identity(path, manifest, self.run, self.plan)
+        check_identity(path, manifest, self.run, self.plan, self.start)
         for folder, into in self._tensors().items():
             load_tensors(path, folder, into)
         set_steps(self.optimizer, self.step)
@@ -267,9 +285,9 @@ class Pretraining:
         changed = [
             f"{k} {there.get(k)} then, {here[k]} now" for k in here if there.get(k) != here[k]
         ]
-        say(f"pretrain: going on from {path.name}")
+        say(f"{self._verb}: going on from {path.name}")
         if changed:
-            say(f"pretrain: losses will agree only up to rounding: {'; '.join(changed)}")
+            say(f"{self._verb}: losses will agree only up to rounding: {'; '.join(changed)}")
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         weights: dict[str, Tensor] = dict(self.model.named_parameters())
@@ -287,8 +305,10 @@ def mixture_identity(plan: Plan) -> dict[str, str]:
     return {"fingerprint": plan.fingerprint, "vocabulary": plan.manifest["vocabulary"]}
 
 
-def check_identity(where: Path, stored: dict[str, Any], run: PretrainRun, plan: Plan) -> None:
-    """Checks that a folder or checkpoint is of this run and this mixture.
+def check_identity(
+    where: Path, stored: dict[str, Any], run: PretrainRun, plan: Plan, start: Start | None
+) -> None:
+    """Checks that a folder or checkpoint is of this run, this mixture and this start.
 
     Raises:
         ValueError: it is not; the message names what differs.
@@ -304,6 +324,12 @@ def check_identity(where: Path, stored: dict[str, Any], run: PretrainRun, plan: 
         raise ValueError(
             f"{where} was trained on another mixture: {stored['mixture']} there, {here} here. "
             "Choose another --out, or give that mixture"
+        )
+    started = None if start is None else start.identity
+    if stored.get("start") != started:
+        raise ValueError(
+            f"{where} was started from {stored.get('start') or 'fresh weights'}, here it is "
+            f"{started or 'fresh weights'}. Choose another --out, or give that start"
         )
 
 

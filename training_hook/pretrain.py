@@ -22,10 +22,12 @@ from pipelines.dataset import write_json
 from pipelines.progress import human, say
 from training_hook.checkpoint import checkpoints
 from training_hook.evaluate import PartScore, total_score
-from training_hook.loop import Pretraining, check_identity, environment, mixture_identity
+from training_hook.loop import Training, check_identity, environment, mixture_identity
 from training_hook.metrics import read_evaluations, read_metrics
 from training_hook.model import HybridModel, forward_flops, num_parameters
 from training_hook.run import PretrainRun, load_run
+from training_hook.sft_run import SftRun
+from training_hook.start import Start
 from training_hook.stop import stop_on_signals
 
 
@@ -58,15 +60,27 @@ def pretrain(
         FloatingPointError: a loss or gradient is not finite; the message names step and samples.
         OSError: the disk is full; the last checkpoint is whole.
     """
+    if isinstance(run, SftRun):
+        raise ValueError(
+            f"{run.name} is an SftRun, which starts from a checkpoint; wanted a PretrainRun. Use "
+            "sft for that one"
+        )
     plan = Plan(mixture)
     check_fit(run, plan, vocabulary)
+    return carry_out(run, plan, out, device)
+
+
+def carry_out(
+    run: PretrainRun, plan: Plan, out: Path, device: str | None, start: Start | None = None
+) -> dict[str, Any]:
+    """Trains to the end, or until a signal; returns what `pretrain` or `sft` does."""
     with exclusive(out):
-        summary = claim(out, run, plan)
+        summary = claim(out, run, plan, start)
         if summary is not None:
-            say(f"pretrain: {out} is finished already")
+            say(f"{run.name}: {out} is finished already")
         else:
             with stop_on_signals() as stop:
-                training = Pretraining(run, plan, out, pick_device(device))
+                training = Training(run, plan, out, pick_device(device), start)
                 training.train(stop)
             summary = summarise(training)
             if summary["status"] == "finished":
@@ -111,7 +125,9 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def claim(out: Path, run: PretrainRun, plan: Plan) -> dict[str, Any] | None:
+def claim(
+    out: Path, run: PretrainRun, plan: Plan, start: Start | None = None
+) -> dict[str, Any] | None:
     """Makes a folder this run's, or returns the summary if it is and has ended.
 
     Raises:
@@ -120,31 +136,33 @@ def claim(out: Path, run: PretrainRun, plan: Plan) -> dict[str, Any] | None:
     sweep(out)
     note = out / "run.json"
     if note.exists():
-        check_identity(out, read_manifest(note, "run"), run, plan)
+        check_identity(out, read_manifest(note, "run"), run, plan, start)
         done = out / "manifest.json"
         return read_manifest(done, "run") if done.exists() else None
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is no run's folder and not empty; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(note, {"run": run.parameters(), "mixture": mixture_identity(plan)})
+    made = {"run": run.parameters(), "mixture": mixture_identity(plan)}
+    write_json(note, made if start is None else {**made, "start": start.identity})
     return None
 
 
-def summarise(training: Pretraining) -> dict[str, Any]:
+def summarise(training: Training) -> dict[str, Any]:
     """Returns the summary of a run as far as it has come."""
     run, out = training.run, training.out
     steps = read_metrics(out)
-    evaluations: dict[int, dict[str, float]] = {}
+    evaluations: dict[int, list[PartScore]] = {}
     table = read_evaluations(out)
     for step in dict.fromkeys(table["step"].to_pylist()):
         rows = table.filter(pc.field("step") == step).drop_columns(["step", "bits_per_byte"])
         scores = [PartScore(**row) for row in rows.to_pylist()]
-        evaluations[step] = {s.part: s.bits_per_byte for s in [*scores, total_score(scores)]}
+        evaluations[step] = [*scores, total_score(scores)]
+    ends = {"before": evaluations.get(0), "after": evaluations.get(run.total_steps)}
     done = checkpoints(out / "checkpoints")
     finished = training.step == run.total_steps and run.total_steps in evaluations
     seconds = pc.sum(steps["seconds"]).as_py() or 0.0
     tokens = training.step * run.tokens_per_step
-    return {
+    summary = {
         "status": "finished" if finished else "stopped",
         "name": run.name,
         "step": training.step,
@@ -155,14 +173,21 @@ def summarise(training: Pretraining) -> dict[str, Any]:
         "tokens_per_second": tokens / seconds if seconds else 0.0,
         "loss": steps["loss"][-1].as_py() if len(steps) else None,
         "bits_per_byte": {
-            "before": evaluations.get(0),
-            "after": evaluations.get(run.total_steps),
+            name: found and {score.part: score.bits_per_byte for score in found}
+            for name, found in ends.items()
         },
         "checkpoint": done[max(done)].relative_to(out).as_posix() if done else None,
         "run": run.parameters(),
         "mixture": mixture_identity(training.plan),
         "environment": environment(training.device),
     }
+    if training.start is not None:
+        summary["start"] = training.start.identity
+        summary["held_out_loss"] = {
+            name: found and {score.part: score.loss for score in found}
+            for name, found in ends.items()
+        }
+    return summary
 
 
 def estimate(run: PretrainRun, device: str | None = None) -> dict[str, Any]:
@@ -227,7 +252,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def describe(result: dict[str, Any]) -> str:
     """Returns a plan or a summary as lines for a terminal."""
-    skipped = ("run", "mixture", "environment")
+    skipped = ("run", "mixture", "environment", "start")
     width = max(len(key) for key in result)
     lines = []
     for key, value in result.items():

@@ -9,15 +9,16 @@ warmup.
 import math
 from dataclasses import dataclass
 
-DECAY_SHAPES = ("linear", "minus_sqrt")
+DECAY_SHAPES = ("linear", "minus_sqrt", "cosine")
 
 
 @dataclass(frozen=True)
 class WarmupStableDecay:
     """Rises linearly to the peak, stays there, then decays to `peak * min_ratio` at the last step.
 
-    The decay over progress x in (0, 1] is `1 - (1 - min_ratio) * x` ("linear") or with sqrt(x) in
-    place of x ("minus_sqrt", which falls faster at first; Nemotron 3 Super and Ultra).
+    The decay over progress x in (0, 1] is `1 - (1 - min_ratio) * x` ("linear"), with sqrt(x) in
+    place of x ("minus_sqrt", which falls faster at first; Nemotron 3 Super and Ultra), or with
+    (1 - cos(pi x)) / 2 ("cosine", customary for fine-tuning, there without a plateau).
     """
 
     peak: float
@@ -73,4 +74,6 @@ class WarmupStableDecay:
         share = decayed / self.decay_steps
         if self.decay_shape == "minus_sqrt":
             share = math.sqrt(share)
+        elif self.decay_shape == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
         return self.peak * (1 - (1 - self.min_ratio) * share)

@@ -494,7 +494,7 @@ def test_run_fingerprint_follows_what_decides_the_losses():
         ({"precision": "float16"}, "wanted one of: float32, bfloat16"),
         ({"backend": "magic"}, "wanted one of: eager"),
         ({"clip_norm": 0.0}, "clip_norm is 0"),
-        ({"decay_shape": "cosine"}, "decay_shape is 'cosine'"),
+        ({"decay_shape": "square"}, "decay_shape is 'square'"),
         ({"warmup_share": 0.9}, "more than the whole run"),
     ],
 )

@@ -63,7 +63,7 @@ def test_learning_rate_outside_the_run_is_refused(step):
         ({"warmup_share": -0.1}, "warmup_share is -0.1"),
         ({"min_ratio": 1.5}, "min_ratio is 1.5"),
         ({"warmup_share": 0.6, "decay_share": 0.6}, "more than the whole run"),
-        ({"decay_shape": "cosine"}, "wanted one of: linear, minus_sqrt"),
+        ({"decay_shape": "square"}, "wanted one of: linear, minus_sqrt, cosine"),
     ],
 )
 def test_schedule_with_wrong_settings_is_refused(changes, message):
