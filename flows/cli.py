@@ -45,6 +45,10 @@ def curate(
     ] = "all",
     sample: Annotated[float, typer.Option(help="Share of the documents to look at.")] = 1.0,
     verify: Annotated[bool, typer.Option("--verify", help="Hash the inputs again.")] = False,
+    engine: Annotated[str, typer.Option(help="local or spark; the result is the same.")] = "local",
+    master: Annotated[
+        str, typer.Option(help="Where Spark runs: local[2], spark://host:7077, yarn, ...")
+    ] = "local[*]",
     as_json: Json = False,
     prefect: AsFlow = False,
 ) -> None:
@@ -59,6 +63,8 @@ def curate(
             keep_dropped=keep_dropped,
             sample=sample,
             verify=verify,
+            engine=engine,
+            master=master,
         )
         if as_json:
             _print_json(result)

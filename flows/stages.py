@@ -56,6 +56,8 @@ def curate(
     keep_dropped: str = "all",
     sample: float = 1.0,
     verify: bool = False,
+    engine: str = "local",
+    master: str = "local[*]",
 ) -> dict[str, Any]:
     """Runs a recipe (`module:function`) over sources into a dataset; returns its manifest.
 
@@ -66,7 +68,7 @@ def curate(
     from pipelines.plan import parse_source
 
     size = parse_bytes(memory)
-    settings = Settings(workers or cores(), size, verify, keep_dropped, sample)
+    settings = Settings(workers or cores(), size, verify, keep_dropped, sample, engine, master)
     chosen = load_function(recipe, "recipe")()
     return run(chosen, [parse_source(source) for source in sources], out, settings)
 

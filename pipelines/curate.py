@@ -13,21 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.atomic import sweep, written
+from pipelines.atomic import sweep
 from pipelines.checks import check_counts
 from pipelines.dataset import MANIFEST, WORK, Dataset, write_json
+from pipelines.engines.engine import Engine
 from pipelines.engines.job import Job
-from pipelines.engines.key_files import KEY_BYTES
 from pipelines.engines.local import LocalEngine
-from pipelines.engines.pair_stages import (
-    SET_COPIES,
-    check_memory,
-    link,
-    set_unit,
-    walk_package,
-)
-from pipelines.engines.stages import group_bucket, map_unit, warm_up, write_unit
-from pipelines.global_step import PairStep
+from pipelines.engines.stages import map_unit, warm_up, write_unit
 from pipelines.inputs import changed_inputs, forget_changed_units
 from pipelines.layout import make_layout
 from pipelines.manifest import make_manifest
@@ -38,13 +30,12 @@ from pipelines.statistics import merged
 from pipelines.step import Step
 
 KEEP_DROPPED = ("all", "sample", "origin")
-KEY_COPIES = 4
-"""Gathering, sorting and deciding a bucket takes about four times the keys themselves."""
+ENGINES = ("local", "spark")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run, as against what to do: none of it changes a byte of the output but the last two.
+    """How to run, as against what to do: keep_dropped and sample alone change the output.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -57,6 +48,9 @@ class Settings:
     """Hash again what an earlier, unfinished or finished run has read."""
     keep_dropped: str = "all"
     sample: float = 1.0
+    engine: str = "local"
+    master: str = "local[*]"
+    """Where Spark runs, as spark-submit takes it; for the Spark engine."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -65,6 +59,8 @@ class Settings:
             raise ValueError(
                 f"keep_dropped is {self.keep_dropped!r}; wanted one of: {', '.join(KEEP_DROPPED)}"
             )
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine is {self.engine!r}; wanted one of: {', '.join(ENGINES)}")
         if not 0 < self.sample <= 1:
             raise ValueError(f"sample is {self.sample}; wanted a share above 0 and up to 1")
 
@@ -116,7 +112,7 @@ def curate(
 def _run(job: Job, settings: Settings) -> list[dict[str, Any]]:
     sizes = [unit.size for unit in job.plan.units]
     units = [(unit,) for unit in range(len(sizes))]
-    with LocalEngine(job, settings.workers, settings.memory) as engine:
+    with _engine(job, settings) as engine:
         engine.warm_up(warm_up)
         for phase, (steps, step) in enumerate(job.recipe.phases()):
             if step is None:
@@ -124,49 +120,22 @@ def _run(job: Job, settings: Settings) -> list[dict[str, Any]]:
             with progress(f"map ({_names(steps)})", job.plan.size, "B") as bar:
                 items = [(phase, unit) for (unit,) in units]
                 mapped = engine.each(map_unit, items, sizes, bar)
-            num_keys = sum(record["keys"] for record in mapped)
-            decide = _compare if isinstance(step, PairStep) else _group
-            decide(job, engine, phase, num_keys)
+            engine.decide(phase, sum(record["keys"] for record in mapped))
         last, _ = job.recipe.phases()[-1]
         with progress(f"write ({_names(last)})", job.plan.size, "B") as bar:
             return engine.each(write_unit, units, sizes, bar)
 
 
-def _group(job: Job, engine: LocalEngine, phase: int, num_keys: int) -> None:
-    needed = num_keys * KEY_BYTES * KEY_COPIES
-    buckets = _settled_buckets(job, phase, 1 + needed // engine.worker_memory)
-    with progress(f"group ({job.global_step(phase).name})", buckets, "bucket") as bar:
-        items = [(phase, bucket, buckets) for bucket in range(buckets)]
-        engine.each(group_bucket, items, [1] * buckets, bar)
+def _engine(job: Job, settings: Settings) -> Engine:
+    if settings.engine == "local":
+        return LocalEngine(job, settings.workers, settings.memory)
+    from pipelines.engines.spark import SparkEngine  # needs pyspark and Java
 
-
-def _compare(job: Job, engine: LocalEngine, phase: int, num_keys: int) -> None:
-    name, units, memory = job.global_step(phase).name, len(job.plan.units), engine.worker_memory
-    check_memory(name, num_keys, memory)
-    with progress(f"link ({name})", 1, "task") as bar:
-        engine.each(link, [(phase,)], [1], bar)
-    sizes = [unit.size for unit in job.plan.units]
-    with progress(f"gather sets ({name})", job.plan.size, "B") as bar:
-        values = sum(engine.each(set_unit, [(phase, unit) for unit in range(units)], sizes, bar))
-    packages = _settled_buckets(job, phase, 1 + values * 8 * SET_COPIES * engine.workers // memory)
-    with progress(f"compare ({name})", packages, "package") as bar:
-        items = [(phase, package, packages, memory) for package in range(packages)]
-        engine.each(walk_package, items, [1] * packages, bar)
+    return SparkEngine(job, settings.master)
 
 
 def _names(steps: Sequence[Step]) -> str:
     return ", ".join(step.name for step in steps) or "no further steps"
-
-
-def _settled_buckets(job: Job, phase: int, enough: int) -> int:
-    """Returns into how many parts the verdicts go: enough, and those of a continued run."""
-    path = job.verdicts(phase) / "buckets"
-    if path.exists() and int(path.read_text("utf-8")) < enough:
-        shutil.rmtree(job.verdicts(phase))
-    if not path.exists():
-        with written(path) as temporary:
-            temporary.write_text(str(enough), "utf-8")
-    return int(path.read_text("utf-8"))
 
 
 def _check_out(out: Path, recipe: Recipe, mark: str) -> None:

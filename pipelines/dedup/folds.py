@@ -26,6 +26,12 @@ _UNSPACED = (
     (0x20000, 0x3FFFF),
 )
 
+_MARKS_WITHIN = ((0x300, 0x1FFFF), (0xE0100, 0xE01EF))
+"""Every combining mark lies there; asking all code points takes a second."""
+
+_LAST_CASED = 0x20000
+"""No letter from here on has a lower case; asking for it takes half a second."""
+
 
 @functools.cache
 def word_folds() -> np.ndarray:
@@ -37,11 +43,13 @@ def word_folds() -> np.ndarray:
     characters = np.arange(NUM_CODE_POINTS, dtype=np.uint32).view("U1")
     word = np.strings.isalpha(characters) | np.strings.isdigit(characters)
     word |= np.strings.isdecimal(characters) | np.strings.isnumeric(characters)
-    for code_point in np.flatnonzero(~word):
-        if code_point >= 0x300 and unicodedata.category(chr(code_point))[0] == "M":
-            word[code_point] = True
-    lower = np.strings.lower(characters).view(np.uint32)
-    folds = np.where(word, lower, 0).astype(np.uint32)
+    for first, last in _MARKS_WITHIN:
+        for code_point in range(first, last + 1):
+            if not word[code_point] and unicodedata.category(chr(code_point))[0] == "M":
+                word[code_point] = True
+    folds = np.arange(NUM_CODE_POINTS, dtype=np.uint32)
+    folds[:_LAST_CASED] = np.strings.lower(characters[:_LAST_CASED]).view(np.uint32)
+    folds[~word] = 0
     for first, last in _UNSPACED:
         part = folds[first : last + 1]
         part[part != 0] |= SINGLE

@@ -109,3 +109,28 @@ def walk(offsets, values, member_offsets, members, num_groups, numerator, denomi
                 kept[starts[group] + num_kept[group]] = d
                 num_kept[group] += 1
     return similarity
+
+
+@kernel
+def pair_similarities(offsets, values, left, right, numerator, denominator):
+    """Returns the Jaccard similarity of each pair, or -1 where it is under the least one.
+
+    Args:
+        offsets: int64 (n + 1,), where each document's set lies in values.
+        values: uint64, ascending within a set.
+        left: int64 (pairs,).
+        right: int64 (pairs,).
+        numerator: of the least similarity.
+        denominator: of the least similarity.
+    """
+    similarity = np.full(left.size, -1.0)
+    for p in range(left.size):
+        a, b = left[p], right[p]
+        size, other_size = offsets[a + 1] - offsets[a], offsets[b + 1] - offsets[b]
+        if min(size, other_size) * denominator < numerator * max(size, other_size):
+            continue
+        common = _common(values, offsets[a], offsets[a + 1], offsets[b], offsets[b + 1])
+        union = size + other_size - common
+        if common * denominator >= numerator * union:
+            similarity[p] = common / union
+    return similarity

@@ -7,6 +7,7 @@ with -9 leaves nobody behind who would write into the next one.
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -18,8 +19,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.atomic import written
 from pipelines.engines.job import Job
-from pipelines.progress import Bar, say
+from pipelines.engines.key_files import KEY_BYTES
+from pipelines.engines.pair_stages import (
+    SET_COPIES,
+    check_memory,
+    link,
+    set_unit,
+    walk_package,
+)
+from pipelines.engines.phase_files import mark_complete, verdicts_complete
+from pipelines.engines.stages import group_bucket
+from pipelines.global_step import PairStep
+from pipelines.progress import Bar, progress, say
 
 PARENT_BYTES = 250 << 20
 """Proportional set size of the parent and the fork server."""
@@ -27,6 +40,8 @@ WORKER_BYTES = 500 << 20
 """Peak of one worker above that: libraries, one batch of 8 MB in all its forms, one writer."""
 TICK_S = 0.2
 COMPILING_AFTER_S = 8.0
+KEY_COPIES = 4
+"""Gathering, sorting and deciding a bucket takes about four times the keys themselves."""
 
 _job: Job | None = None
 _stop: Any = None
@@ -55,7 +70,7 @@ class LocalEngine:
         context.set_forkserver_preload(
             ["pipelines.engines.preload", "pipelines.engines.stages", *modules]
         )
-        self._stop = context.Event()
+        self._job, self._stop = job, context.Event()
         self._pool = ProcessPoolExecutor(
             self.workers, context, initializer=_start, initargs=(job, self._stop)
         )
@@ -115,6 +130,45 @@ class LocalEngine:
                 "Run the same command again to continue; fewer --workers need less memory."
             ) from error
         return results
+
+    def decide(self, phase: int, num_keys: int) -> None:
+        """Decides the documents of the global step that ends a phase."""
+        if verdicts_complete(self._job, phase):
+            return
+        compares = isinstance(self._job.global_step(phase), PairStep)
+        (self._compare if compares else self._group)(phase, num_keys)
+        mark_complete(self._job.verdicts(phase))
+
+    def _group(self, phase: int, num_keys: int) -> None:
+        name, needed = self._job.global_step(phase).name, num_keys * KEY_BYTES * KEY_COPIES
+        buckets = self._settled(phase, 1 + needed // self.worker_memory)
+        with progress(f"group ({name})", buckets, "bucket") as bar:
+            items = [(phase, bucket, buckets) for bucket in range(buckets)]
+            self.each(group_bucket, items, [1] * buckets, bar)
+
+    def _compare(self, phase: int, num_keys: int) -> None:
+        name, plan = self._job.global_step(phase).name, self._job.plan
+        check_memory(name, num_keys, self.worker_memory)
+        with progress(f"link ({name})", 1, "task") as bar:
+            self.each(link, [(phase,)], [1], bar)
+        with progress(f"gather sets ({name})", plan.size, "B") as bar:
+            items = [(phase, unit) for unit in range(len(plan.units))]
+            values = sum(self.each(set_unit, items, [unit.size for unit in plan.units], bar))
+        needed = values * 8 * SET_COPIES * self.workers
+        packages = self._settled(phase, 1 + needed // self.worker_memory)
+        with progress(f"compare ({name})", packages, "package") as bar:
+            items = [(phase, part, packages, self.worker_memory) for part in range(packages)]
+            self.each(walk_package, items, [1] * packages, bar)
+
+    def _settled(self, phase: int, enough: int) -> int:
+        """Returns into how many parts the verdicts go: enough, and those of a continued run."""
+        path = self._job.verdicts(phase) / "parts"
+        if path.exists() and int(path.read_text("utf-8")) < enough:
+            shutil.rmtree(path.parent)
+        if not path.exists():
+            with written(path) as temporary:
+                temporary.write_text(str(enough), "utf-8")
+        return int(path.read_text("utf-8"))
 
 
 def _start(job: Job, stop: Any) -> None:

@@ -70,9 +70,20 @@ def set_unit(job: Job, phase: int, unit: int) -> int:
     folder = job.sets(phase, unit)
     if folder.is_dir():
         return len(np.load(folder / "values.npy", mmap_mode="r"))
-    step = _pair_step(job, phase)
     found = Candidates.load(job.links(phase))
-    rows = np.sort(found.row[found.unit == unit])
+    return save_sets(job, phase, unit, np.sort(found.row[found.unit == unit]))
+
+
+def save_sets(job: Job, phase: int, unit: int, rows: np.ndarray) -> int:
+    """Writes the sets of some of a unit's documents; returns how many values they have together.
+
+    Args:
+        job: the job.
+        phase: that ends in a PairStep.
+        unit: the work unit.
+        rows: int64, ascending, the documents' places in the unit.
+    """
+    step = pair_step(job, phase)
     sizes: list[np.ndarray] = [np.zeros(1, np.int64)]
     values: list[np.ndarray] = [np.zeros(0, np.uint64)]
     for batch in kept_batches(job.phase_folder(phase, unit)) if len(rows) else ():
@@ -81,7 +92,7 @@ def set_unit(job: Job, phase: int, unit: int) -> int:
         sizes.append(np.diff(offsets))
         values.append(part)
     whole = np.concatenate(values)
-    with written_folder(folder) as temporary:
+    with written_folder(job.sets(phase, unit)) as temporary:
         np.save(temporary / "rows.npy", rows)
         np.save(temporary / "offsets.npy", np.cumsum(np.concatenate(sizes)))
         np.save(temporary / "values.npy", whole)
@@ -97,10 +108,10 @@ def walk_package(job: Job, phase: int, package: int, packages: int, memory: int)
     target = job.verdicts(phase) / f"{package:05d}.arrow"
     if target.exists():
         return
-    step = _pair_step(job, phase)
+    step = pair_step(job, phase)
     found = Candidates.load(job.links(phase))
-    folders = [job.sets(phase, unit) for unit in range(len(job.plan.units))]
-    starts, sizes = _places(found, folders)
+    folders = {unit: job.sets(phase, unit) for unit in range(len(job.plan.units))}
+    starts, sizes = set_places(folders, found.unit, found.row)
     part = _part(found.component, sizes, package, packages)
     needed = int(sizes[part].sum()) * 8 * SET_COPIES
     if needed > memory:
@@ -110,7 +121,7 @@ def walk_package(job: Job, phase: int, package: int, packages: int, memory: int)
             f"--workers, or more num_rows, which links fewer documents."
         )
     unit = np.asarray(found.unit[part])
-    values = _gather(folders, unit, starts[part], sizes[part])
+    values = gather_sets(folders, unit, starts[part], sizes[part])
     member_offsets = np.asarray(found.member_offsets[part.start : part.stop + 1])
     members = np.asarray(found.members[member_offsets[0] : member_offsets[-1]])
     least = members.min() if len(members) else 0
@@ -128,19 +139,22 @@ def walk_package(job: Job, phase: int, package: int, packages: int, memory: int)
     save_verdicts(target, _verdicts(found, part, anchors, similarity))
 
 
-def _pair_step(job: Job, phase: int) -> PairStep:
+def pair_step(job: Job, phase: int) -> PairStep:
+    """Returns the PairStep that ends a phase."""
     step = job.global_step(phase)
     if not isinstance(step, PairStep):
         raise ValueError(f"{step.name} does not compare pairs")
     return step
 
 
-def _places(found: Candidates, folders: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where each candidate's set begins in its unit's file, and its size."""
-    starts, sizes = np.zeros((2, len(found.row)), np.int64)
-    for unit, folder in enumerate(folders):
-        mine = np.flatnonzero(found.unit == unit)
-        place = np.load(folder / "rows.npy").searchsorted(found.row[mine])
+def set_places(
+    folders: dict[int, Path], unit: np.ndarray, row: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where each document's set begins in its unit's file, and its size."""
+    starts, sizes = np.zeros((2, len(row)), np.int64)
+    for number, folder in folders.items():
+        mine = np.flatnonzero(unit == number)
+        place = np.load(folder / "rows.npy").searchsorted(row[mine])
         offsets = np.load(folder / "offsets.npy")
         starts[mine] = offsets[place]
         sizes[mine] = offsets[place + 1] - offsets[place]
@@ -156,14 +170,14 @@ def _part(component: np.ndarray, sizes: np.ndarray, package: int, packages: int)
     return slice(int(start), int(stop))
 
 
-def _gather(
-    folders: list[Path], unit: np.ndarray, starts: np.ndarray, sizes: np.ndarray
+def gather_sets(
+    folders: dict[int, Path], unit: np.ndarray, starts: np.ndarray, sizes: np.ndarray
 ) -> np.ndarray:
-    """Returns the sets of candidates, one after the other."""
+    """Returns the sets of documents, one after the other."""
     stops = np.cumsum(sizes)
     values = np.empty(int(sizes.sum()), np.uint64)
     for number in np.unique(unit):
-        stored = np.load(folders[number] / "values.npy", mmap_mode="r")
+        stored = np.load(folders[int(number)] / "values.npy", mmap_mode="r")
         for place in np.flatnonzero(unit == number):
             size, start = sizes[place], starts[place]
             values[stops[place] - size : stops[place]] = stored[start : start + size]

@@ -9,6 +9,8 @@ from pipelines.atomic import written
 from pipelines.engines.job import Job
 from pipelines.global_step import VERDICTS
 
+COMPLETE = "complete"
+
 
 def phase_batches(folder: Path) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
     """Yields the dropped documents and the ledger of a mapped unit, batch by batch."""
@@ -40,6 +42,17 @@ def save_verdicts(path: Path, verdicts: pa.Table) -> None:
         pa.ipc.new_file(sink, VERDICTS) as writer,
     ):
         writer.write_table(verdicts)
+
+
+def mark_complete(folder: Path) -> None:
+    """Says that a folder holds all verdicts of a step."""
+    with written(folder / COMPLETE) as temporary:
+        temporary.write_text("", "utf-8")
+
+
+def verdicts_complete(job: Job, phase: int) -> bool:
+    """True once all verdicts of a phase are there, whichever engine made them."""
+    return (job.verdicts(phase) / COMPLETE).exists()
 
 
 def unit_verdicts(job: Job, phase: int, unit: int) -> pa.Table:

@@ -1,5 +1,9 @@
 """Recipes that the law tests run through the command line."""
 
+from dataclasses import dataclass
+
+import pyarrow as pa
+
 from filters.gopher_quality import GopherQuality
 from filters.gopher_repetition import GopherRepetition
 from pipelines.clean import CleanText
@@ -8,7 +12,7 @@ from pipelines.dedup.fuzzy import FuzzyDedup
 from pipelines.dedup.keep import Longest
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe
-from pipelines.step import Cut
+from pipelines.step import Cut, Step
 
 
 def small() -> Recipe:
@@ -40,3 +44,16 @@ def other() -> Recipe:
 def missing_column() -> Recipe:
     """Asks for a column that nothing adds."""
     return Recipe("missing_column", (JsonlReader(),), (ExactDedup(column="perplexity"),))
+
+
+@dataclass(frozen=True)
+class Broken(Step):
+    """Loses its rows."""
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        return batch.slice(0, 0)
+
+
+def failing() -> Recipe:
+    """Fails in its first task."""
+    return Recipe("failing", (JsonlReader(),), (Broken(),))

@@ -1,0 +1,227 @@
+"""What Spark's tasks run: functions of record batches that pickle, with nothing of Spark in them.
+
+Spark has no unsigned numbers, so hashes travel as int64 with the same bits; the order of the keep
+policy travels as bytes, which Spark compares as unsigned numbers from the left. A document is one
+int64: its work unit and its row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.dedup.walk_kernels import pair_similarities
+from pipelines.engines.key_files import load_keys
+from pipelines.engines.pair_stages import gather_sets, pair_step, save_sets, set_places
+from pipelines.engines.phase_files import save_verdicts
+from pipelines.global_step import VERDICTS, GroupStep, Keys
+
+ROW_BITS = 40
+"""A unit has fewer than 2^40 documents, a dataset fewer than 2^23 units."""
+_ROW_MASK = (1 << ROW_BITS) - 1
+ID_BYTES = 16
+BATCH = 10_000
+
+GROUP_KEY_COLUMNS = "group_0 long, group_1 long, place binary, unit int, row long"
+BAND_KEY_COLUMNS = "band int, hash long, doc long, place binary"
+PAIR_COLUMNS = "a long, b long, place_a binary, similarity double"
+VERDICT_COLUMNS = (
+    "unit int, row long, dropped boolean, matched_id string, similarity float, cluster_size int"
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Runs a stage on one item and tells the driver how far it has come."""
+
+    stage: Callable[..., Any]
+    job: Any
+    """Broadcast."""
+    done: Any
+    """Accumulator."""
+
+    def __call__(self, numbered: tuple[int, tuple[Any, ...], int]) -> tuple[int, Any]:
+        """Returns the item's number and the stage's result."""
+        number, item, amount = numbered
+        _one_thread()
+        result = self.stage(self.job.value, *item)
+        self.done.add(amount)
+        return number, result
+
+
+def _one_thread() -> None:
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+
+
+def _signed(words: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(words).view(np.int64)
+
+
+def _places(keys: Keys) -> pa.Array:
+    """Returns each document's place in the keep policy, ties by id, as bytes that sort so."""
+    words = np.concatenate([keys.rank, keys.id], axis=1).astype(">u8")
+    width = words.shape[1] * 8
+    data = pa.py_buffer(words.tobytes())
+    offsets = np.arange(0, width * (len(words) + 1), width, dtype=np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), len(words), [None, pa.py_buffer(offsets), data])
+
+
+def _batches(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    yield from table.to_batches(max_chunksize=BATCH)
+
+
+@dataclass(frozen=True)
+class GroupKeys:
+    """From units to their keys for a GroupStep."""
+
+    job: Any
+    phase: int
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yields group_0, group_1 (the 128-bit hash), place, unit, row."""
+        for batch in batches:
+            for unit in batch.column("unit").to_pylist():
+                keys = load_keys(self.job.value.phase_folder(self.phase, unit))
+                n = len(keys.row)
+                columns = {
+                    "group_0": _signed(keys.group[:, 0]),
+                    "group_1": _signed(keys.group[:, 1]),
+                    "place": _places(keys),
+                    "unit": np.full(n, unit, np.int32),
+                    "row": np.asarray(keys.row),
+                }
+                yield from _batches(pa.table(columns))
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Decides the groups of a partition; every group is whole in one."""
+
+    step: GroupStep
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yields VERDICTS."""
+        parts = list(batches)
+        if not parts:
+            return
+        table = pa.Table.from_batches(parts).combine_chunks()
+        column = {name: table.column(name).combine_chunks() for name in table.column_names}
+        groups = [column[f"group_{i}"].to_numpy().view(np.uint64) for i in (0, 1)]
+        words = _words(column["place"])
+        rows = column["row"].to_numpy()
+        keys = Keys(np.stack(groups, axis=1), words[:, :-2], words[:, -2:], rows)
+        verdicts = self.step.decide(keys, column["unit"].to_numpy())
+        yield from _batches(verdicts)
+
+
+def _words(places: pa.Array) -> np.ndarray:
+    """Returns places, of one width, as uint64 (n, words); the last two are the id."""
+    joined = b"".join(places.to_pylist())
+    return np.frombuffer(joined, ">u8").reshape(len(places), -1).astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class BandKeys:
+    """From units to their documents' keys for a PairStep, a row for each key."""
+
+    job: Any
+    phase: int
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yields band, hash, doc, place."""
+        for batch in batches:
+            for unit in batch.column("unit").to_pylist():
+                keys = load_keys(self.job.value.phase_folder(self.phase, unit))
+                docs = np.asarray(keys.row) | (unit << ROW_BITS)
+                places = _places(keys)
+                for band in range(keys.group.shape[1]):
+                    columns = {
+                        "band": np.full(len(docs), band, np.int32),
+                        "hash": _signed(keys.group[:, band]),
+                        "doc": docs,
+                        "place": places,
+                    }
+                    yield from _batches(pa.table(columns))
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Writes the sets of a unit's candidates, all of which are in one group."""
+
+    job: Any
+    phase: int
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Returns one row: how many values the sets have together."""
+        _one_thread()
+        docs = np.sort(table.column("doc").combine_chunks().to_numpy())
+        unit = int(docs[0]) >> ROW_BITS
+        values = save_sets(self.job.value, self.phase, unit, docs & _ROW_MASK)
+        return pa.table({"doc": pa.array([values], pa.int64())})
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Keeps the pairs that are similar enough, by their sets."""
+
+    job: Any
+    phase: int
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yields a, b, place_a and the similarity."""
+        job = self.job.value
+        least = pair_step(job, self.phase).least_similarity()
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            docs = [batch.column(name).to_numpy() for name in ("a", "b")]
+            chosen, place = np.unique(np.concatenate(docs), return_inverse=True)
+            unit, row = chosen >> ROW_BITS, chosen & _ROW_MASK
+            folders = {int(number): job.sets(self.phase, int(number)) for number in np.unique(unit)}
+            starts, sizes = set_places(folders, unit, row)
+            values = gather_sets(folders, unit, starts, sizes)
+            offsets = np.append(0, np.cumsum(sizes))
+            left, right = place[: batch.num_rows], place[batch.num_rows :]
+            similarity = pair_similarities(offsets, values, left, right, *least)
+            alike = pa.array(similarity >= 0)
+            found = batch.append_column("similarity", pa.array(similarity)).filter(alike)
+            if found.num_rows:
+                yield found
+
+
+def name_documents(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Maps doc, place_a (null for a kept one), similarity, cluster_size to VERDICTS."""
+    for batch in batches:
+        docs = batch.column("doc").to_numpy()
+        places = batch.column("place_a")
+        gone = places.is_valid()
+        ids = [place and place[-ID_BYTES:].hex() for place in places.to_pylist()]
+        columns = [
+            pa.array((docs >> ROW_BITS).astype(np.int32)),
+            pa.array(docs & _ROW_MASK),
+            gone,
+            pa.array(ids, pa.string()),
+            batch.column("similarity").cast(pa.float32(), safe=False),
+            batch.column("cluster_size"),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=VERDICTS)
+
+
+@dataclass(frozen=True)
+class WriteVerdicts:
+    """Writes a partition's verdicts as one file; all of a unit's are in one partition."""
+
+    folder: str
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yields how many there were."""
+        parts = [batch for batch in batches if batch.num_rows]
+        table = pa.Table.from_batches(parts, parts[0].schema if parts else VERDICTS)
+        if table.num_rows:
+            first = int(table.column("unit")[0].as_py())
+            save_verdicts(Path(self.folder) / f"{first:05d}.arrow", table.cast(VERDICTS))
+        yield pa.RecordBatch.from_pydict({"rows": pa.array([table.num_rows], pa.int64())})
