@@ -19,23 +19,25 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def about(packages: Sequence[str]) -> dict[str, Any]:
-    """Returns commit (with "+" where the tree is not clean), processor and versions."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    """Returns commit (with "+" where code has changed since), processor and versions."""
+    commit = _git("rev-parse", "--short=12", "HEAD") or "unknown"
+    if _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results"):
+        commit += "+"
     names = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     return {
-        "commit": commit or "unknown",
+        "commit": commit,
         "cpu": names[0].partition(":")[2].strip() if names else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
     }
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def run_counted(arguments: Sequence[str]) -> tuple[float, float, str]:
