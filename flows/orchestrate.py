@@ -13,14 +13,20 @@ prefect_settings.apply()
 from prefect import flow, task  # noqa: E402 - Prefect reads its settings when it is imported
 
 from flows import stages  # noqa: E402
+from flows.dates import dated  # noqa: E402
+from flows.flywheel import flywheel as turn  # noqa: E402
 
-curate = flow(name="curate")(stages.curate)
-tokenize = flow(name="tokenize")(stages.tokenize)
-mix = flow(name="mix")(stages.mix)
-pretrain = flow(name="pretrain")(stages.pretrain)
+curate = flow(name="curate")(dated(stages.curate))
+tokenize = flow(name="tokenize")(dated(stages.tokenize))
+mix = flow(name="mix")(dated(stages.mix))
+pretrain = flow(name="pretrain")(dated(stages.pretrain))
+synth = flow(name="synth")(dated(stages.synth))
+sft = flow(name="sft")(dated(stages.sft))
+publish = flow(name="publish")(dated(stages.publish))
 
 
 @flow(name="flywheel")
+@dated
 def flywheel(
     recipe: str,
     out: str,
@@ -33,4 +39,4 @@ def flywheel(
     def run_as_task(name: str, **arguments: Any) -> dict[str, Any]:
         return task(name=name)(getattr(stages, name))(**arguments)
 
-    return stages.flywheel(recipe, out, sources, workers, memory, run_as_task)
+    return turn(recipe, out, sources, workers, memory, run_as_task)

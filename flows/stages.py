@@ -3,11 +3,9 @@
 Imports of a stage stand inside it: each needs other heavy libraries, and a verb pays for its own.
 """
 
-import json
+import importlib
 import os
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,7 @@ from pipelines.dataset import write_json
 from pipelines.progress import progress, say
 from pipelines.recipe import load_function
 
-# What a flywheel's summary keeps of each stage's result.
-SUMMARY = {
-    "curate": ("documents_in", "kept", "dropped", "bytes_in", "bytes_kept"),
-    "train_tokenizer": ("size",),
-    "tokenize": ("documents", "tokens", "bytes"),
-    "mix": ("num_samples",),
-    "pretrain": ("status", "parameters", "step", "tokens", "tokens_per_second", "bits_per_byte"),
-    "export": ("step",),
-}
-PROBE_PROMPTS = ["The", "import ", "def main():\n", "This library is"]
-
-WHEEL = "wheel.json"
+PROBE_PROMPTS = ["The", "import ", "def main():\n", "Question: What is 2 + 2?\nReasoning:"]
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -58,10 +45,11 @@ def curate(
     verify: bool = False,
     engine: str = "local",
     master: str = "local[*]",
+    arguments: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Runs a recipe (`module:function`) over sources into a dataset; returns its manifest.
 
-    `workers` 0 is one for each core, here and below.
+    `workers` 0 is one for each core, here and below. `arguments` are the recipe function's.
     """
     from pipelines.curate import Settings
     from pipelines.curate import curate as run
@@ -69,7 +57,7 @@ def curate(
 
     size = parse_bytes(memory)
     settings = Settings(workers or cores(), size, verify, keep_dropped, sample, engine, master)
-    chosen = load_function(recipe, "recipe")()
+    chosen = load_function(recipe, "recipe")(**(arguments or {}))
     return run(chosen, [parse_source(source) for source in sources], out, settings)
 
 
@@ -95,8 +83,12 @@ def tokenize(
     where: dict[str, list[str]] | None = None,
     sample: float = 1.0,
     workers: int = 0,
+    messages: bool = False,
 ) -> dict[str, Any]:
-    """Encodes a dataset, or the documents with a column's values, or a sample of them."""
+    """Encodes a dataset, or the documents with a column's values, or a sample of them.
+
+    With `messages` conversations are encoded, with a mask of what the assistant wrote.
+    """
     from mixtures.token_dataset import tokenize as run
     from pipelines.dataset import Dataset
 
@@ -104,7 +96,9 @@ def tokenize(
     chosen = where or {}
     words = ", ".join(f"{name} {' or '.join(values)}" for name, values in chosen.items())
     with progress(f"tokenize {words or dataset}", 0 if where or sample < 1 else total, "B") as bar:
-        return run(dataset, tokenizer, out, workers or cores(), bar.advance, chosen, sample)
+        return run(
+            dataset, tokenizer, out, workers or cores(), bar.advance, chosen, sample, messages
+        )
 
 
 def mix(mixture: Any, parts: dict[str, str], out: str, seed: int = 0) -> dict[str, Any]:
@@ -114,6 +108,68 @@ def mix(mixture: Any, parts: dict[str, str], out: str, seed: int = 0) -> dict[st
     chosen = load_function(mixture, "mixture")() if isinstance(mixture, str) else mixture
     say(f"mix: packing {', '.join(parts)} (the first run compiles for some seconds)")
     return run(chosen, parts, out, seed)
+
+
+def classify(dataset: str, labels: str, out: str, seed: int = 0) -> dict[str, Any]:
+    """Labels a dataset by its paths (`module:name`) and trains a quality classifier on it."""
+    from filters.path_labels import classify as run
+
+    module, _, name = labels.partition(":")
+    say(f"classify: labelling {dataset} and training fastText")
+    return run(dataset, getattr(importlib.import_module(module), name), out, seed)
+
+
+def train_classifier(
+    out: str,
+    documents: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
+    negative: tuple[str, ...] = (),
+    reference: tuple[str, ...] = (),
+    columns: dict[str, Any] | None = None,
+    newline: str = "space",
+    seed: int = 0,
+    holdout: float = 0.2,
+    sample: str = "64MiB",
+) -> dict[str, Any]:
+    """Trains a quality classifier on labelled documents; returns its manifest."""
+    from filters.labelled import Columns
+    from filters.quality_training import train_classifier as run
+
+    return run(
+        out,
+        documents,
+        positive,
+        negative,
+        reference,
+        columns=Columns(**(columns or {})),
+        newline=newline,
+        seed=seed,
+        holdout=holdout,
+        max_bytes=parse_bytes(sample),
+    )
+
+
+def evaluate_classifier(
+    model: str, documents: tuple[str, ...], columns: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Scores a quality classifier on labelled documents."""
+    from filters.labelled import Columns
+    from filters.quality_training import evaluate_classifier as run
+
+    return run(model, documents, columns=Columns(**(columns or {})))
+
+
+def problem_documents(
+    out: str, num_documents: int, seed: int = 0, wrong_share: float = 0.1
+) -> dict[str, Any]:
+    """Writes solved problems as JSON Lines, a share of them wrong, as a source for `curate`."""
+    path = Path(out)
+    if not path.exists():
+        from synth.problem_documents import write_problem_documents
+
+        say(f"problems: writing {num_documents:,} solved problems, {wrong_share:.0%} of them wrong")
+        write_problem_documents(path, num_documents, seed, wrong_share)
+    return {"documents": num_documents, "wrong_share": wrong_share, "bytes": path.stat().st_size}
 
 
 def pretrain(
@@ -127,6 +183,18 @@ def pretrain(
     vocabulary = Path(tokenizer) if tokenizer else None
     chosen = load_function(run, "run")()
     return train(chosen, Path(mixture), Path(out), vocabulary, device or None)
+
+
+def sft(
+    run: str, mixture: str, start: str, out: str, tokenizer: str = "", device: str = ""
+) -> dict[str, Any]:
+    """Fine-tunes a checkpoint (or a run's last one) on a mixture of conversations."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from training_hook.sft import sft as train
+
+    vocabulary = Path(tokenizer) if tokenizer else None
+    chosen = load_function(run, "run")()
+    return train(chosen, Path(mixture), Path(start), Path(out), vocabulary, device or None)
 
 
 def export(training: str, tokenizer: str, out: str) -> dict[str, Any]:
@@ -151,97 +219,70 @@ def export(training: str, tokenizer: str, out: str) -> dict[str, Any]:
     return {"step": step, "folder": str(folder)}
 
 
+def serve(
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 8101,
+    dtype: str = "",
+    max_model_len: int = 2048,
+) -> None:
+    """Serves an exported model with vLLM until it is interrupted."""
+    from synth.server import ServerSettings
+    from synth.server import serve as run
+
+    run(Path(model), ServerSettings(host=host, port=port, dtype=dtype, max_model_len=max_model_len))
+
+
+def synth(recipe: str, model: str, out: str, concurrency: int = 64) -> dict[str, Any]:
+    """Generates and verifies reasoning traces into a dataset; returns its manifest.
+
+    `model` is the URL of a server or an exported model, which is then served meanwhile.
+    """
+    from synth.engine import ClientSettings
+    from synth.synthesize import synthesize
+
+    return synthesize(load_function(recipe, "recipe")(), model, out, ClientSettings(concurrency))
+
+
+def evaluate(
+    training: str, tokenizer: str, out: str, number: int = 200, chat: bool = False, seed: int = 7
+) -> dict[str, Any]:
+    """Asks a model held-out problems and writes the share of right answers as JSON to `out`."""
+    from flows.answers import evaluate_answers
+
+    say(f"evaluate: asking {training} held-out problems")
+    result = evaluate_answers(training, tokenizer, number, chat, seed)
+    write_json(Path(out), result)
+    return result
+
+
+def publish(
+    dataset: str,
+    repo: str,
+    private: bool = True,
+    licence: str = "",
+    ledger: bool = True,
+    dropped: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Publishes a dataset with a card on the Hub; the token is the environment's HF_TOKEN."""
+    from flows.publish import publish as run
+
+    return run(
+        dataset,
+        repo,
+        private=private,
+        licence=licence,
+        ledger=ledger,
+        dropped=dropped,
+        replace=replace,
+        dry_run=dry_run,
+    )
+
+
 def report(folder: str) -> dict[str, Any]:
     """Writes the report of a dataset or a run into its folder."""
     from flows.report import write_report
 
     return {"report": str(write_report(folder))}
-
-
-def flywheel(
-    recipe: str,
-    out: str,
-    sources: tuple[str, ...] = (),
-    workers: int = 0,
-    memory: str = "8GiB",
-    call: Callable[..., dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Turns the whole wheel, stage after stage; a stage that is finished is not done again.
-
-    Args:
-        recipe: `module:function` that returns a flows.flywheel.Wheel.
-        out: folder of the run; every stage has its own folder in it.
-        sources: what to curate instead of the recipe's own sources.
-        workers: processes of the stages that use several.
-        memory: for curation.
-        call: runs a stage by name; the Prefect flow runs it as a task.
-
-    Returns:
-        `stages` with seconds and results, and `folders`, as written to wheel.json.
-    """
-    from mixtures.mixture import Mixture
-    from mixtures.mixture import Part as MixturePart
-
-    wheel = load_function(recipe, "flywheel")()
-    run = load_function(wheel.run, "run")()
-    folder = Path(out)
-    tokens = {part.name: str(folder / "tokens" / part.name) for part in wheel.parts}
-    places = {name: str(folder / name) for name in ("dataset", "tokenizer", "mixture", "training")}
-    places["model"] = str(folder / "model")
-    folders: dict[str, Any] = {name: name for name in places}
-    folders["tokens"] = {name: f"tokens/{name}" for name in tokens}
-    summary = folder / WHEEL
-    earlier = json.loads(summary.read_text("utf-8"))["stages"] if summary.exists() else []
-    stages: list[dict[str, Any]] = []
-
-    def turn(name: str, **arguments: Any) -> dict[str, Any]:
-        start = time.monotonic()
-        say(f"[{len(stages) + 1}/{5 + len(wheel.parts)}] {name}")
-        result = (call or _call)(name, **arguments)
-        stage = {"name": name, "seconds": round(time.monotonic() - start, 1)}
-        stage["result"] = {key: result[key] for key in SUMMARY[name] if key in result}
-        before = earlier[len(stages)] if len(stages) < len(earlier) else {}
-        if before.get("result") == stage["result"]:  # it was done already: its own time counts
-            stage = before
-        stages.append(stage)
-        write_json(summary, {"recipe": wheel.name, "stages": stages, "folders": folders})
-        return result
-
-    dataset, tokenizer = places["dataset"], places["tokenizer"]
-    turn(
-        "curate", recipe=wheel.recipe, out=dataset, sources=sources, workers=workers, memory=memory
-    )
-    size, seed = run.model.vocab_size, wheel.seed
-    turn(
-        "train_tokenizer", datasets=(dataset,), out=tokenizer, size=size, seed=seed, sample="24MiB"
-    )
-    for part in wheel.parts:
-        target = tokens[part.name]
-        turn(
-            "tokenize",
-            dataset=dataset,
-            tokenizer=tokenizer,
-            out=target,
-            where={"kind": list(part.kinds)},
-            sample=part.sample,
-            workers=workers,
-        )
-    parts = tuple(MixturePart(p.name, p.weight, p.max_repetition) for p in wheel.parts)
-    samples = run.total_steps * run.batch_size
-    mixture = Mixture(wheel.name, parts, run.sequence_length, num_samples=samples)
-    turn("mix", mixture=mixture, parts=tokens, out=places["mixture"], seed=seed)
-    trained = turn(
-        "pretrain",
-        run=wheel.run,
-        mixture=places["mixture"],
-        out=places["training"],
-        tokenizer=tokenizer,
-    )
-    if trained["status"] != "finished":
-        raise RuntimeError("pretraining was stopped; run the same command again to continue")
-    turn("export", training=places["training"], tokenizer=tokenizer, out=places["model"])
-    return {"stages": stages, "folders": folders, "report": report(out)["report"]}
-
-
-def _call(name: str, **arguments: Any) -> dict[str, Any]:
-    return globals()[name](**arguments)

@@ -22,9 +22,9 @@ from pipelines.dataset import write_json
 from pipelines.progress import human, say
 from training_hook.checkpoint import checkpoints
 from training_hook.evaluate import PartScore, total_score
-from training_hook.loop import Training, check_identity, environment, mixture_identity
+from training_hook.loop import Training, build_model, check_identity, environment, mixture_identity
 from training_hook.metrics import read_evaluations, read_metrics
-from training_hook.model import HybridModel, forward_flops, num_parameters
+from training_hook.model import forward_flops, num_parameters
 from training_hook.run import PretrainRun, load_run
 from training_hook.sft_run import SftRun
 from training_hook.start import Start
@@ -228,8 +228,7 @@ def activation_bytes(run: PretrainRun) -> int:
         return tensor
 
     with torch.device("meta"):
-        model = HybridModel(run.model)
-        model.compute_dtype = getattr(torch, run.precision)
+        model = build_model(run)
         tokens = torch.zeros((run.micro_batch_size, run.sequence_length), dtype=torch.long)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -31,7 +31,7 @@ def run() -> PretrainRun:
         sequence_length=512,
         batch_size=4,
         micro_batch_size=4,
-        total_tokens=800_000,
+        total_tokens=1_400_000,
         peak_learning_rate=3e-3,
         warmup_share=0.05,
         decay_share=0.3,
@@ -39,7 +39,7 @@ def run() -> PretrainRun:
         min_learning_rate_ratio=0.01,
         seed=1,
         precision="float32",
-        checkpoint_interval=100,
+        checkpoint_interval=200,
         evaluation_interval=10_000,
         evaluation_tokens=20_000,
     )

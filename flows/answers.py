@@ -1,0 +1,113 @@
+"""How many held-out problems a model answers rightly: greedy answers, exact scores, an interval."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtures.chat_template import END_OF_TURN_ID, render
+from mixtures.vocabulary import Vocabulary, load_vocabulary
+from synth.families import FAMILIES
+from synth.problems import Problem, take
+from synth.prompt_layout import ChatLayout, PlainLayout
+from training_hook.checkpoint import checkpoints, load_weights, read_checkpoint
+from training_hook.config import HybridConfig
+from training_hook.generate import generate
+from training_hook.model import HybridModel
+
+MAX_TOKENS = 160
+EXAMPLES = 6
+
+
+def evaluate_answers(
+    training: str | Path,
+    tokenizer: str | Path,
+    number: int = 200,
+    chat: bool = False,
+    seed: int = 7,
+    device: str = "",
+) -> dict[str, Any]:
+    """Asks held-out problems of every family and scores the answers.
+
+    Args:
+        training: a checkpoint, or the folder of a run, whose last one is taken.
+        tokenizer: folder of its vocabulary.
+        number: problems of each family; none of them is in any training text of ours.
+        chat: ask through the chat template; else as pretraining text has it.
+        seed: of the problems.
+        device: "cuda" or "cpu"; a GPU if there is one, where not given.
+
+    Returns:
+        `families` (right, asked, accuracy, Wilson's 95% interval), the same for all of them
+        together, and `examples`.
+
+    Raises:
+        ValueError: there is no checkpoint, or a family has not as many held-out problems.
+    """
+    found = checkpoints(Path(training) / "checkpoints") or checkpoints(Path(training))
+    if not found:
+        raise ValueError(f"{training} holds no finished checkpoint (step-N)")
+    step, path = max(found.items())
+    model = HybridModel(HybridConfig(**read_checkpoint(path)["run"]["model"]))
+    model.load_state_dict(load_weights(path), strict=not model.config.tie_word_embeddings)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    vocabulary = load_vocabulary(tokenizer)
+    families: dict[str, Any] = {}
+    examples: list[dict[str, Any]] = []
+    for name, family in FAMILIES.items():
+        problems = take(family, "heldout", seed, number)
+        answers = _answers(model, vocabulary, problems, chat)
+        right = 0
+        for place, (problem, (text, answer)) in enumerate(zip(problems, answers, strict=True)):
+            good = answer is not None and family.score(problem, answer) == 1.0
+            right += good
+            if place < EXAMPLES // len(FAMILIES):
+                row = {"family": name, "question": problem.question, "expected": problem.answer}
+                examples.append(row | {"text": text, "right": good})
+        families[name] = _share(right, len(problems))
+    total = _share(
+        sum(f["right"] for f in families.values()), sum(f["asked"] for f in families.values())
+    )
+    return {"step": step, "chat": chat, **total, "families": families, "examples": examples}
+
+
+def _answers(
+    model: HybridModel, vocabulary: Vocabulary, problems: list[Problem], chat: bool
+) -> list[tuple[str, str | None]]:
+    """Returns text and final answer for each problem."""
+    stop = [vocabulary.eos_id, END_OF_TURN_ID]
+    prompts = [_prompt(vocabulary, problem.question, chat) for problem in problems]
+    layout = ChatLayout() if chat else PlainLayout()
+    texts = [vocabulary.decode(ids) for ids in generate(model, prompts, MAX_TOKENS, stop)]
+    return [(text, layout.read(text).answer) for text in texts]
+
+
+def _prompt(vocabulary: Vocabulary, question: str, chat: bool) -> list[int]:
+    if not chat:
+        return vocabulary.encode_batch([PlainLayout().prompt(question)["prompt"]])[0].tolist()
+    ids: list[int] = []
+    messages = ChatLayout().prompt(question)["messages"]
+    for segment in render(messages, add_generation_prompt=True):
+        if segment.token is None:
+            ids += vocabulary.encode_batch([segment.text])[0].tolist()
+        else:
+            ids.append(segment.token)
+    return ids
+
+
+def _share(right: int, asked: int) -> dict[str, Any]:
+    """Returns a share with Wilson's score interval.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+    """
+    z = 1.959964
+    share = right / asked
+    middle = (share + z * z / (2 * asked)) / (1 + z * z / asked)
+    half = z / (1 + z * z / asked) * math.sqrt(share * (1 - share) / asked + (z / (2 * asked)) ** 2)
+    return {
+        "right": right,
+        "asked": asked,
+        "accuracy": share,
+        "interval": [middle - half, middle + half],
+    }

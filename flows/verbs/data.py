@@ -1,0 +1,162 @@
+"""Verbs about datasets: curate, why, show, report, publish."""
+
+from typing import Annotated
+
+import typer
+
+from flows.verbs.app import (
+    AsFlow,
+    Json,
+    Out,
+    Workers,
+    app,
+    errors,
+    pair,
+    print_json,
+    show_result,
+    stage,
+)
+
+
+@app.command(
+    epilog="Example: gristmill curate flows.recipes.web:english_web --source crawl/ --out web"
+)
+def curate(
+    recipe: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
+    out: Out,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="File, folder, glob, fsspec URL or Hugging Face dataset; NAME=PATH names it. "
+            "May be given several times. Without it the recipe's own sources are read."
+        ),
+    ] = None,
+    workers: Workers = 0,
+    memory: Annotated[str, typer.Option(help="For the whole run, for example 8GiB.")] = "8GiB",
+    keep_dropped: Annotated[
+        str, typer.Option(help="Texts of dropped documents: all, sample (1%) or origin (none).")
+    ] = "all",
+    sample: Annotated[float, typer.Option(help="Share of the documents to look at.")] = 1.0,
+    argument: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, an argument of the recipe's function.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash the inputs again.")] = False,
+    engine: Annotated[str, typer.Option(help="local or spark; the result is the same.")] = "local",
+    master: Annotated[
+        str, typer.Option(help="Where Spark runs: local[2], spark://host:7077, yarn, ...")
+    ] = "local[*]",
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Run a recipe over sources into a dataset."""
+    with errors():
+        result = stage("curate", prefect)(
+            recipe=recipe,
+            out=out,
+            sources=tuple(source or ()),
+            workers=workers,
+            memory=memory,
+            keep_dropped=keep_dropped,
+            sample=sample,
+            verify=verify,
+            engine=engine,
+            master=master,
+            arguments=dict(pair("--argument", text) for text in argument or []),
+        )
+        if as_json:
+            print_json(result)
+        else:
+            from flows.console import print_manifest
+
+            print_manifest(result, out)
+
+
+@app.command(epilog="Example: gristmill why web 8c6b3f")
+def why(
+    dataset: Annotated[str, typer.Argument(help="Folder of a dataset.")],
+    document: Annotated[str, typer.Argument(help="Id of a document, or its first digits.")],
+    as_json: Json = False,
+) -> None:
+    """Explain what became of a document, rule by rule."""
+    with errors():
+        from pipelines.dataset import Dataset
+        from pipelines.explain import why as explain
+
+        result = explain(Dataset(dataset), document)
+        if as_json:
+            print_json(result)
+        else:
+            from flows.console import print_why
+
+            print_why(result)
+
+
+@app.command(epilog="Example: gristmill show web --rule too_few_words")
+def show(
+    dataset: Annotated[str, typer.Argument(help="Folder of a dataset.")],
+    rule: Annotated[str, typer.Option(help="Name of a rule, as the report lists them.")],
+    number: Annotated[int, typer.Option("-n", help="How many documents.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Show documents that a rule dropped."""
+    with errors():
+        from pipelines.dataset import Dataset
+        from pipelines.explain import examples
+
+        result = examples(Dataset(dataset), rule, number)
+        if as_json:
+            print_json(result)
+        else:
+            from flows.console import print_examples
+
+            print_examples(result, rule)
+
+
+@app.command(epilog="Example: gristmill report web --open")
+def report(
+    folder: Annotated[str, typer.Argument(help="Folder of a dataset or of a flywheel run.")],
+    open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a self-contained HTML page about a dataset or a run."""
+    with errors():
+        result = stage("report", False)(folder=folder)
+        if open_:
+            import webbrowser
+            from pathlib import Path
+
+            webbrowser.open(Path(result["report"]).resolve().as_uri())
+        show_result(result, as_json, f"report: {result['report']}")
+
+
+@app.command(epilog="Example: gristmill publish web --repo me/web --licence ODC-By-1.0")
+def publish(
+    dataset: Annotated[str, typer.Argument(help="Folder of a dataset.")],
+    repo: Annotated[str, typer.Option(help="namespace/name on the Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Everybody may read it.")] = False,
+    licence: Annotated[str, typer.Option(help="SPDX identifier, for example ODC-By-1.0.")] = "",
+    no_ledger: Annotated[bool, typer.Option("--no-ledger", help="Leave the ledger out.")] = False,
+    dropped: Annotated[bool, typer.Option("--dropped", help="With the dropped texts.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace what the repository holds.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the card and end.")] = False,
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Publish a dataset with its card on the Hugging Face Hub; HF_TOKEN is the token."""
+    with errors():
+        result = stage("publish", prefect)(
+            dataset=dataset,
+            repo=repo,
+            private=not public,
+            licence=licence,
+            ledger=not no_ledger,
+            dropped=dropped,
+            replace=replace,
+            dry_run=dry_run,
+        )
+        if dry_run and not as_json:
+            typer.echo(result["card"])
+        else:
+            show_result(result, as_json, f"published: {result['url']}")

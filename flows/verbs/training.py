@@ -1,0 +1,160 @@
+"""Verbs about models: tokenizer, tokenize, mix, pretrain, sft, export, evaluate."""
+
+from typing import Annotated
+
+import typer
+
+from flows.verbs.app import (
+    AsFlow,
+    Json,
+    Out,
+    Workers,
+    app,
+    errors,
+    grouped,
+    pair,
+    show_result,
+    stage,
+)
+
+tokenizer_app = typer.Typer(help="Train vocabularies.", no_args_is_help=True)
+app.add_typer(tokenizer_app, name="tokenizer")
+
+
+@tokenizer_app.command(
+    "train", epilog="Example: gristmill tokenizer train web --size 32000 --out tokenizer"
+)
+def tokenizer_train(
+    datasets: Annotated[list[str], typer.Argument(help="Folders of datasets.")],
+    out: Out,
+    kind: Annotated[str, typer.Option(help="bpe (byte-level) or sentencepiece.")] = "bpe",
+    size: Annotated[int, typer.Option(help="Ids, the 32 special ones included.")] = 32_000,
+    seed: Annotated[int, typer.Option(help="Draws the sample.")] = 0,
+    sample: Annotated[str, typer.Option(help="Text to train on.")] = "64MiB",
+    as_json: Json = False,
+) -> None:
+    """Train a vocabulary on a sample of datasets."""
+    with errors():
+        arguments = {"kind": kind, "size": size, "seed": seed, "sample": sample}
+        result = stage("train_tokenizer", False)(datasets=tuple(datasets), out=out, **arguments)
+        show_result(result, as_json, f"tokenizer: {out}")
+
+
+@app.command(epilog="Example: gristmill tokenize web --tokenizer tokenizer --out tokens")
+def tokenize(
+    dataset: Annotated[str, typer.Argument(help="Folder of a dataset.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder of a tokenizer.")],
+    out: Out,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=VALUE: only documents that have it; repeat for more values."),
+    ] = None,
+    sample: Annotated[float, typer.Option(help="Share of these documents.")] = 1.0,
+    messages: Annotated[
+        bool, typer.Option("--messages", help="Encode conversations, with their loss mask.")
+    ] = False,
+    workers: Workers = 0,
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Encode a dataset into Megatron-compatible .bin and .idx files with lineage."""
+    with errors():
+        result = stage("tokenize", prefect)(
+            dataset=dataset,
+            tokenizer=tokenizer,
+            out=out,
+            where=grouped(where or []),
+            sample=sample,
+            workers=workers,
+            messages=messages,
+        )
+        show_result(result, as_json, f"token dataset: {out}")
+
+
+@app.command(epilog="Example: gristmill mix my.py:mixture --part web=tokens --out mixture")
+def mix(
+    mixture: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
+    part: Annotated[list[str], typer.Option(help="NAME=FOLDER of a token dataset.")],
+    out: Out,
+    seed: Annotated[int, typer.Option(help="Of every order.")] = 0,
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Resolve a mixture: tokens, epochs and repetition of each part, before anything is spent."""
+    with errors():
+        parts = dict(pair("--part", text) for text in part)
+        result = stage("mix", prefect)(mixture=mixture, parts=parts, out=out, seed=seed)
+        show_result(result, as_json, f"mixture: {out}")
+
+
+@app.command(
+    epilog="Example: gristmill pretrain flows.runs.hybrid_tiny:run --mixture mixture --out training"
+)
+def pretrain(
+    run: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
+    mixture: Annotated[str, typer.Option(help="Folder of a mixture.")],
+    out: Out,
+    tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer, to be checked.")] = "",
+    device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Train the hybrid on a mixture; the same command goes on where it stopped."""
+    with errors():
+        result = stage("pretrain", prefect)(
+            run=run, mixture=mixture, out=out, tokenizer=tokenizer, device=device
+        )
+        show_result(result, as_json, f"training: {out}")
+
+
+@app.command(epilog="Example: gristmill export training --tokenizer tokenizer --out model")
+def export(
+    training: Annotated[str, typer.Argument(help="Folder that pretrain wrote.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Write the last checkpoint as a Hugging Face folder."""
+    with errors():
+        result = stage("export", False)(training=training, tokenizer=tokenizer, out=out)
+        show_result(result, as_json, f"model: {out}")
+
+
+@app.command(
+    epilog="Example: gristmill sft flows.runs.sft_tiny:run --mixture chat --from training --out sft"
+)
+def sft(
+    run: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
+    mixture: Annotated[str, typer.Option(help="Folder of a mixture with conversations.")],
+    start: Annotated[str, typer.Option("--from", help="Checkpoint or training folder.")],
+    out: Out,
+    tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer, to be checked.")] = "",
+    device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Fine-tune a checkpoint on conversations; the same command goes on where it stopped."""
+    with errors():
+        result = stage("sft", prefect)(
+            run=run, mixture=mixture, start=start, out=out, tokenizer=tokenizer, device=device
+        )
+        show_result(result, as_json, f"training: {out}")
+
+
+@app.command(epilog="Example: gristmill evaluate sft --tokenizer tokenizer --chat --out sft.json")
+def evaluate(
+    training: Annotated[str, typer.Argument(help="Checkpoint or training folder.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer.")],
+    out: Annotated[str, typer.Option(help="File to write the result to, JSON.")],
+    problems: Annotated[int, typer.Option(help="Held-out problems of each family.")] = 200,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask through the chat template, after fine-tuning.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask a model held-out problems: the share of exactly right answers, with its interval."""
+    with errors():
+        result = stage("evaluate", False)(
+            training=training, tokenizer=tokenizer, out=out, number=problems, chat=chat
+        )
+        show_result(result, as_json, f"answers: {out}")
