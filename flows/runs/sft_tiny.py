@@ -12,7 +12,7 @@ def run() -> SftRun:
         sequence_length=512,
         batch_size=4,
         micro_batch_size=4,
-        total_tokens=200_000,
+        total_tokens=120_000,
         peak_learning_rate=1e-3,
         seed=1,
         precision="float32",
