@@ -37,6 +37,7 @@ from flows.charts import (
     share,
     short,
 )
+from flows.loop_report import PAGES
 from pipelines.atomic import written
 from pipelines.dataset import MANIFEST, WORK, Dataset
 from pipelines.engines.stretch import SAMPLE_SHARE, sampled
@@ -48,7 +49,8 @@ from training_hook.metrics import read_evaluations, read_metrics
 
 PAGE = "report.html"
 WHEEL = "wheel.json"
-PROOFS = {"dataset": MANIFEST, "mixture": MANIFEST, "training": METRICS}
+PROOFS = {"dataset": MANIFEST, "mixture": MANIFEST, "training": METRICS, "sft": METRICS}
+PROOFS |= {name: proof for name, (proof, _) in PAGES.items()}
 """What a folder holds once there is something to report about it."""
 TEMPLATES = Path(__file__).parent / "templates"
 CURVES = {
@@ -90,8 +92,12 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
         page["dataset"] = _dataset(Dataset(places["dataset"]), where["dataset"])
     if "mixture" in places:
         page["mixture"] = json.loads((places["mixture"] / MANIFEST).read_text("utf-8"))
-    if "training" in places:
-        page["training"] = _training(places["training"])
+    for name in ("training", "sft"):
+        if name in places:
+            page[name] = _training(places[name])
+    for name, (_, make) in PAGES.items():
+        if name in places:
+            page[name] = make(places[name])
     text = _templates().get_template("report.html.j2").render(page)
     with written(out) as temporary:
         temporary.write_text(text, "utf-8")
