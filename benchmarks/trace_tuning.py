@@ -50,7 +50,7 @@ def tuned(
     (place / "in").mkdir(parents=True)
     pq.write_table(rows, place / "in" / "rows.parquet")
     source = Source("rows", str(place / "in"))
-    curate(Recipe("rows", (ParquetReader(),), ()), [source], place / "rows")
+    curate(Recipe("rows", (ParquetReader(columns=("messages",)),), ()), [source], place / "rows")
     found = tokenize(place / "rows", wheel / "tokenizer", place / "tokens", messages=True)
     run = replace(sft_tiny(), seed=seed, total_tokens=tokens)
     samples = run.total_steps * run.batch_size

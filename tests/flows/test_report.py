@@ -543,3 +543,30 @@ def test_share_is_whole_only_where_it_is_exact(part: int, whole: int, text: str)
 )
 def test_precise_writes_numbers_for_people(value: Any, text: str) -> None:
     assert precise(value) == text
+
+
+def test_report_of_a_run_shows_classifier_and_answers(tmp_path: Path) -> None:
+    half = {"precision": 0.9, "recall": 0.8, "f1": 0.85}
+    test = {"documents": 70, "positive": 50, "roc_auc": 0.93, "average_precision": 0.97}
+    label = {"documents": 7, "called_good": 0.25, "mean_score": 0.3}
+    metrics = {"test": test | {"at_half": half}, "reliability": {"expected_error": 0.05}}
+    (tmp_path / "classifier").mkdir()
+    write_json(
+        tmp_path / "classifier" / "metrics.json", metrics | {"test_by_label": {"stub": label}}
+    )
+    share = {"right": 1, "asked": 4, "accuracy": 0.25, "interval": [0.05, 0.7]}
+    example = {"question": "2 + 2 = <b>", "expected": "4", "text": " 5", "right": False}
+    (tmp_path / "answers").mkdir()
+    for when in ("before", "after"):
+        result = share | {"families": {"chain_sum": share}, "examples": [example]}
+        write_json(tmp_path / "answers" / f"{when}.json", result)
+    stages = [{"name": "evaluate", "what": "ask (seconds)", "seconds": 2.0, "result": share}]
+    folders = {"classifier": "classifier", "answers": "answers"}
+    write_json(
+        tmp_path / "wheel.json", {"recipe": "my wheel", "stages": stages, "folders": folders}
+    )
+    page = write_report(tmp_path).read_text("utf-8")
+    Page(page)
+    assert "70 documents, 50 of them good" in page
+    assert "25.0% [5.0, 70.0]" in page.split('<section id="answers">')[1]
+    assert "2 + 2 = &lt;b&gt;" in page
