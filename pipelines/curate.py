@@ -4,11 +4,9 @@ Plan, check, map, group, write, count, commit. Whatever stops it before the mani
 leaves `.work/`, and the same command goes on from there.
 """
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from pipelines.engines.stages import map_unit, warm_up, write_unit
 from pipelines.inputs import changed_inputs, forget_changed_units
 from pipelines.layout import make_layout
 from pipelines.manifest import make_manifest
+from pipelines.output_folder import check_output, locked
 from pipelines.plan import Plan, make_plan
 from pipelines.progress import progress, say
 from pipelines.recipe import Recipe, Source, fingerprint
@@ -87,14 +86,14 @@ def curate(
     identity = recipe.identity()
     identity |= {"keep_dropped": settings.keep_dropped, "sample": settings.sample}
     mark = fingerprint(identity)
-    _check_out(out, recipe, mark)
+    check_output(out, recipe.name, mark)
     say(f"curate {recipe.name}: listing {', '.join(source.root for source in sources)}")
     plan = make_plan(recipe.readers, sources)
     if (out / MANIFEST).is_file():
         return _reuse(out, plan, settings.verify)
     layout, work = make_layout(recipe, plan), out / WORK / mark[:32]
     job = Job(recipe, plan, layout, out, work, settings.keep_dropped, settings.sample)
-    with _locked(out):
+    with locked(out):
         _sweep(job)
         if settings.verify:
             forget_changed_units(job)
@@ -138,27 +137,6 @@ def _names(steps: Sequence[Step]) -> str:
     return ", ".join(step.name for step in steps) or "no further steps"
 
 
-def _check_out(out: Path, recipe: Recipe, mark: str) -> None:
-    """Refuses a folder that holds anything but this recipe's dataset or unfinished run."""
-    if (out / MANIFEST).is_file():
-        held = Dataset(out)
-        if held.fingerprint != mark:
-            raise ValueError(
-                f"{out} holds a dataset of recipe {held.manifest['recipe']['name']} with "
-                f"fingerprint {held.fingerprint[:12]}; this one is {recipe.name} with {mark[:12]}. "
-                f"Give another --out, or remove the folder."
-            )
-    elif (out / WORK).is_dir():
-        runs = [path.name for path in (out / WORK).iterdir() if path.is_dir()]
-        if any(run != mark[:32] for run in runs):
-            raise ValueError(
-                f"{out} holds an unfinished run with fingerprint {runs[0][:12]}; this one is "
-                f"{recipe.name} with {mark[:12]}. Give another --out, or remove {out / WORK}."
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is no dataset. Give an empty or a new folder as --out.")
-
-
 def _reuse(out: Path, plan: Plan, verify: bool) -> dict[str, Any]:
     """Returns a finished dataset's manifest if its inputs are still those of the plan."""
     changed = changed_inputs(out, plan, verify)
@@ -169,18 +147,6 @@ def _reuse(out: Path, plan: Plan, verify: bool) -> dict[str, Any]:
         )
     say(f"{out} is finished already, with the same recipe and inputs; nothing to do")
     return Dataset(out).manifest
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder; the lock dies with the process."""
-    (out / WORK).mkdir(parents=True, exist_ok=True)
-    with (out / WORK / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another run is writing to {out}; wait for it or stop it") from error
-        yield
 
 
 def _sweep(job: Job) -> None:

@@ -4,15 +4,13 @@ Answers go to a journal first, so a run that was killed goes on by the same comm
 nothing twice; verification and files come from the journal alone.
 """
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipelines.atomic import sweep
 from pipelines.dataset import MANIFEST, WORK, Dataset, write_json
+from pipelines.output_folder import check_output, locked
 from pipelines.progress import say
 from pipelines.recipe import fingerprint
 from synth.engine import ClientSettings, generate, missing
@@ -57,11 +55,12 @@ def synthesize(
     revision = find_model(model).revision if is_url else model_revision(Path(model))
     identity = recipe.identity(revision)
     mark = fingerprint(identity)
-    _check_out(out, recipe, mark)
+    check_output(out, recipe.name, mark, frozenset({JOURNAL}))
     if (out / MANIFEST).is_file():
         say(f"{out} is finished already, with the same recipe and model; nothing to do")
         return Dataset(out).manifest
-    with _locked(out, mark), Journal(out / JOURNAL) as journal:
+    (out / WORK / mark[:32]).mkdir(parents=True, exist_ok=True)
+    with locked(out), Journal(out / JOURNAL) as journal:
         sweep(out)
         say(f"synth {recipe.name}: choosing problems")
         problems = recipe.problems()
@@ -91,39 +90,3 @@ def _generate(
         return
     with serving(Path(model), server) as running:
         generate(requests, recipe.layout, running, journal, client, running.check)
-
-
-def _check_out(out: Path, recipe: SynthRecipe, mark: str) -> None:
-    """Refuses a folder that holds anything but this recipe's dataset or unfinished run."""
-    if (out / MANIFEST).is_file():
-        held = Dataset(out)
-        if held.fingerprint != mark:
-            raise ValueError(
-                f"{out} holds a dataset of recipe {held.manifest['recipe']['name']} with "
-                f"fingerprint {held.fingerprint[:12]}; this one is {recipe.name} with {mark[:12]}. "
-                f"Give another --out, or remove the folder."
-            )
-    elif (out / WORK).is_dir():
-        runs = [path.name for path in (out / WORK).iterdir() if path.is_dir()]
-        if any(run != mark[:32] for run in runs):
-            raise ValueError(
-                f"{out} holds an unfinished run with fingerprint {runs[0][:12]}; this one is "
-                f"{recipe.name} with {mark[:12]}. Give another --out, or remove {out / WORK}: the "
-                f"journal stays, and what it can answer is not asked again."
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-        if names != {JOURNAL}:
-            raise ValueError(f"{out} exists and is no dataset. Give a new folder as --out.")
-
-
-@contextmanager
-def _locked(out: Path, mark: str) -> Iterator[None]:
-    """Keeps a second run out of the folder; the lock dies with the process."""
-    (out / WORK / mark[:32]).mkdir(parents=True, exist_ok=True)
-    with (out / WORK / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another run is writing to {out}; wait for it or stop it") from error
-        yield
