@@ -69,7 +69,13 @@ def find_model(url: str) -> ServedModel:
         OSError: the server does not answer.
     """
     url = url.rstrip("/").removesuffix("/v1")
-    names = [model["id"] for model in call(url, "/v1/models")["data"]]
+    try:
+        names = [model["id"] for model in call(url, "/v1/models")["data"]]
+    except urllib.error.URLError as error:
+        raise OSError(
+            f"no server answers at {url}: {error.reason}. Start one with `gristmill serve HF_DIR`, "
+            f"or give the folder itself"
+        ) from error
     for name in names:
         revision = name.rpartition("@")[2]
         if len(revision) == REVISION_DIGITS and set(revision) <= set("0123456789abcdef"):
