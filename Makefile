@@ -1,6 +1,6 @@
 # Two commands do everything: `make run` (sets up and runs the main job) and `make test`.
 PY := .venv/bin/python
-.PHONY: setup run test test-gpu check bench clean
+.PHONY: setup run test test-gpu explore check bench clean
 
 setup:
 	@.ci/setup
@@ -13,6 +13,9 @@ test: setup check
 
 test-gpu:
 	@$(PY) -m pytest -m gpu
+
+explore: setup
+	@$(PY) -m pytest --hypothesis-profile=explore $$(grep -rl "from hypothesis" tests --include="test_*.py")
 
 check: setup
 	@.venv/bin/ruff check .

@@ -17,7 +17,7 @@ from synth.prompt_layout import Reading
 VERIFIERS = ("exact", "reasoning_gym", "math_verify")
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_NUMBER = r"-?[0-9]{1,9}"
+_NUMBER = r"-?[0-9]{1,18}"
 _EXPRESSION = rf"{_NUMBER}(?: [-+*] {_NUMBER})*"
 # whole equations of integers only: neither a part of one with other things in it nor a decimal
 _EQUATION = re.compile(

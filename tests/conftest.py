@@ -1,6 +1,16 @@
-"""Settings for all tests: one thread each, since they may share the machine with each other."""
+"""Settings for all tests: one thread each, since they may share the machine with each other.
+
+Property tests draw the same examples in every run, so that a red run is due to a change. New
+examples are drawn by `make explore`; what it finds becomes a case of its own.
+"""
 
 import os
 
+from hypothesis import settings
+
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+
+settings.register_profile("repeat", derandomize=True, database=None)
+settings.register_profile("explore", max_examples=1000, print_blob=True)
+settings.load_profile("repeat")

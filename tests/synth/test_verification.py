@@ -93,6 +93,7 @@ def test_is_exact(expected, answer, exact):
         ("-80 + 40 = -40, -80 - 40 = -40.", 1),
         ("x1 + 1 = 3, 2.5 + 2 = 9, 1 + 1 = 2.5, 4 = 8 / 2, 5 = 2 + x, 8 / 2 = 4", 0),
         ("so 2 plus 2 is 5", 0),
+        ("1 - 19 * 78 * 82 * 84 * 98 = 1000385569.", 1),
     ],
 )
 def test_wrong_steps_counts_equations_that_do_not_hold(reasoning, wrong):
