@@ -67,7 +67,7 @@ class SparkEngine:
             builder = builder.config("spark.driver.host", "127.0.0.1")
             builder = builder.config("spark.driver.bindAddress", "127.0.0.1")
             builder = builder.config("spark.ui.enabled", "false")
-        with progress(f"spark ({self._master})", 1, "session") as bar, _errors():
+        with progress(f"spark ({self._master})", 1, "session") as bar, _Errors():
             self._spark = builder.getOrCreate()
             bar.advance(1)
         self._context = self._spark.sparkContext
@@ -113,7 +113,7 @@ class SparkEngine:
         ]
         run = tasks.Call(stage, self._shared, done)
         job = self._context.parallelize(numbered, len(numbered)).map(run)
-        with _moving(bar, done), _errors():
+        with _Moving(bar, done), _Errors():
             results = dict(job.collect())
         return [results[n] for n in range(len(items))]
 
@@ -128,7 +128,7 @@ class SparkEngine:
         for old in (folder, aside):
             shutil.rmtree(old, ignore_errors=True)
         aside.mkdir(parents=True)
-        with _errors():
+        with _Errors():
             decide = self._compare if isinstance(step, PairStep) else self._group
             with progress(f"decide ({step.name}, {num_keys:,} documents)", 1, "step") as bar:
                 by_unit = decide(phase, aside).repartition("unit")
@@ -240,7 +240,7 @@ class SparkEngine:
             state = state.where("state <> 0").unionByName(decided)
 
 
-class _moving:
+class _Moving:
     """Moves the bar while Spark works, by what the tasks have added to an accumulator."""
 
     def __init__(self, bar: Bar, done: Any) -> None:
@@ -266,7 +266,7 @@ class _moving:
         self._seen = value
 
 
-class _errors:
+class _Errors:
     """Turns Spark's errors into a RuntimeError that says what the task said."""
 
     def __enter__(self) -> None:
