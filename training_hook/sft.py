@@ -6,16 +6,13 @@ is the mean over those tokens of the global batch, so a long answer weighs more 
 It runs with `python -m training_hook.sft` where there is only torch, numpy, numba and pyarrow.
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from mixtures.plan import Plan
-from pipelines.progress import say
-from training_hook.pretrain import carry_out, check_fit, describe, estimate
-from training_hook.run import load_run
+from training_hook.carry_out import carry_out, check_fit
+from training_hook.command import run_command
 from training_hook.sft_run import SftRun
 from training_hook.start import read_start
 
@@ -66,40 +63,15 @@ def sft(
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs `python -m training_hook.sft`; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training_hook.sft",
-        description="Fine-tunes a checkpoint; the same command goes on where it stopped.",
-        epilog="example: python -m training_hook.sft flows.runs.sft_tiny:run "
-        "--mixture mixtures/chat --from runs/tiny --out runs/chat",
+    return run_command(
+        "sft",
+        SftRun,
+        sft,
+        ("mixture", "from", "out"),
+        "Fine-tunes a checkpoint on a mixture of conversations",
+        "flows.runs.sft_tiny:run --mixture mixtures/chat --from runs/tiny --out runs/chat",
+        arguments,
     )
-    parser.add_argument("run", help="MODULE:FUNCTION that returns an SftRun")
-    parser.add_argument("--mixture", type=Path, help="folder of a mixture with conversations")
-    parser.add_argument("--from", type=Path, dest="start", help="checkpoint or run to start from")
-    parser.add_argument("--out", type=Path, help="folder of the run")
-    parser.add_argument("--steps", type=int, help="another length for the run, schedule included")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
-    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and end")
-    parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
-    options = parser.parse_args(arguments)
-    try:
-        run = load_run(options.run)
-        run = run if options.steps is None else run.with_steps(options.steps)
-    except ValueError as error:
-        parser.error(str(error))
-    if not isinstance(run, SftRun):
-        parser.error(f"{options.run} returns a {type(run).__name__}; wanted an SftRun")
-    if not options.dry_run and None in (options.mixture, options.start, options.out):
-        parser.error("--mixture, --from and --out are needed (or --dry-run)")
-    try:
-        if options.dry_run:
-            result = estimate(run, options.device)
-        else:
-            result = sft(run, options.mixture, options.start, options.out, device=options.device)
-    except (ValueError, OSError, FloatingPointError) as error:
-        say(f"sft: failed: {error}")
-        return 1
-    sys.stdout.write(json.dumps(result) + "\n") if options.json else say(describe(result))
-    return 0
 
 
 if __name__ == "__main__":

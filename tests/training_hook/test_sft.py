@@ -372,10 +372,10 @@ def test_published_sft_run_loads_and_can_be_planned(capsys):
     assert json.loads(capsys.readouterr().out)["steps"] == run.total_steps
     with pytest.raises(SystemExit):
         main(["flows.runs.hybrid_tiny:run", "--dry-run"])
-    assert "returns a PretrainRun; wanted an SftRun" in capsys.readouterr().err
+    assert "returns PretrainRun; wanted SftRun" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["flows.runs.sft_tiny:run"])
-    assert "--mixture, --from and --out are needed" in capsys.readouterr().err
+    assert "--mixture and --from and --out are needed" in capsys.readouterr().err
 
 
 def test_cosine_decay_falls_from_peak_to_its_end():
