@@ -6,11 +6,13 @@ examples are drawn by `make explore`; what it finds becomes a case of its own.
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
-settings.register_profile("repeat", derandomize=True, database=None)
-settings.register_profile("explore", max_examples=1000, print_blob=True)
+# how long an example takes says more about the machine than about the code
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeat", patient, derandomize=True, database=None)
+settings.register_profile("explore", patient, max_examples=1000, print_blob=True)
 settings.load_profile("repeat")

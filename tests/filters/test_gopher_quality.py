@@ -72,14 +72,14 @@ TEXTS = st.lists(LINES, min_size=1, max_size=5).map("\n".join)
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value encountered")
 @given(st.lists(TEXTS, max_size=8))
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_verdicts_of_odd_texts_are_datatroves(texts):
     wanted = peer_verdicts(texts, min_doc_words=3, max_doc_words=12)
     assert first_broken(texts, SMALL) == wanted
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=6))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_signals_of_odd_texts_are_the_stated_formulas(texts):
     batch = judged(texts)
     for row, text in enumerate(texts):

@@ -75,13 +75,13 @@ def repetitive_texts(draw):
         max_size=6,
     )
 )
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_ratios_of_odd_texts_are_datatroves(texts):
     check_ratios(texts)
 
 
 @given(st.lists(st.sampled_from(["abcdefgh", "abcd", "efgh", "a", "b" * 20, "c\u00e9"])))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_ratios_of_words_that_join_to_equal_strings_are_datatroves(words):
     check_ratios([" ".join(words * 3)])
 

@@ -107,7 +107,7 @@ WORDS = st.sampled_from(
 
 
 @given(st.lists(st.lists(WORDS | st.text(max_size=6), min_size=1).map(" ".join), max_size=4))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_scores_of_odd_texts_are_fasttexts(trained, peer, texts):
     texts = [text for text in texts if text.replace("\0", " ").strip(" \t\n\r\x0b\x0c")]
     wanted = [peer_score(peer, text.replace("\n", " ")) for text in texts]

@@ -423,7 +423,7 @@ thresholds = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(numbers, thresholds, st.booleans(), st.integers(0, 60))
 def test_histogram_any_values_keeps_counts_and_stays_on_the_plot(
     values: list[float | None], limits: list[tuple[str, Any]], integer: bool, split: int

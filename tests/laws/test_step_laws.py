@@ -121,7 +121,7 @@ def test_steps_are_found():
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 @given(one=batches(), other=batches())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_step_of_two_batches_is_step_of_their_sum(step, one, other):
     whole = pa.Table.from_batches([one, other]).combine_chunks().to_batches()
     whole = whole[0] if whole else one
@@ -132,7 +132,7 @@ def test_step_of_two_batches_is_step_of_their_sum(step, one, other):
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 @given(batch=batches())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_step_keeps_rows_and_adds_what_it_declares(step, batch):
     result = run(step, batch)
     assert result.num_rows == batch.num_rows
@@ -147,7 +147,7 @@ def test_step_keeps_rows_and_adds_what_it_declares(step, batch):
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 @given(batch=batches(4, 9), start=st.integers(0, 3))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_step_of_a_slice_is_slice_of_the_step(step, batch, start):
     assert run(step, batch.slice(start)).to_pylist() == run(step, batch).slice(start).to_pylist()
 
@@ -170,7 +170,7 @@ def test_filter_rules_name_columns_and_parameters(step):
 
 @pytest.mark.parametrize("step", GLOBAL_STEPS, ids=lambda step: step.name)
 @given(batch=batches(0, 14), seed=st.integers(0, 99), cut=st.integers(0, 14))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_global_step_does_not_depend_on_order_or_batches(step, batch, seed, cut):
     from pipelines.document import id_words
 

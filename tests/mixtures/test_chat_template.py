@@ -8,7 +8,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from mixtures.chat_template import CHAT_TEMPLATE, reasons, render
 from mixtures.special_tokens import SPECIAL_TOKENS
 
-quiet = settings(deadline=None, max_examples=200)
+quiet = settings(max_examples=200)
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "2 + 2?"}
 ANSWER = {"role": "assistant", "content": "4", "reasoning_content": "Two and two."}

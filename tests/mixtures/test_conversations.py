@@ -27,9 +27,7 @@ from mixtures.vocabulary import Vocabulary
 from pipelines.dataset import file_entry, write_json
 from pipelines.document import document_ids
 
-quiet = settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quiet = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FIELD = pa.struct([("role", pa.string()), ("content", pa.string())])
 TYPE = pa.list_(FIELD)
 TRACED = pa.list_(

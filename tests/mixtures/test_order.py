@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from mixtures.keyed import derive_key
 from mixtures.order import permute, unpermute
 
-quiet = settings(deadline=None, max_examples=100)
+quiet = settings(max_examples=100)
 
 
 @quiet

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from mixtures.packing import CONTINUATION, START_BITS, WINDOW, Packer, best_fit, cut
 
 documents = st.lists(st.integers(1, 60), min_size=1, max_size=80)
-quiet = settings(deadline=None, max_examples=80)
+quiet = settings(max_examples=80)
 
 
 def pack(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from mixtures import schedule as module
 from mixtures.schedule import BLOCK, CYCLE, Schedule, apportion, make_schedule, quota
 
-quiet = settings(deadline=None, max_examples=60)
+quiet = settings(max_examples=60)
 weights = st.lists(st.floats(0.001, 1), min_size=1, max_size=6)
 
 

@@ -22,9 +22,7 @@ PHASES = (
     Phase("start", 0.8, (("docs", 0.9), ("code", 0.1))),
     Phase("anneal", 0.2, (("docs", 0.3), ("code", 0.7))),
 )
-quiet = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quiet = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

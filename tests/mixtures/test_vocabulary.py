@@ -33,9 +33,7 @@ runs = st.lists(
     ),
     max_size=12,
 ).map(lambda parts: "".join(character * count for character, count in parts))
-quiet = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quiet = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def reference(vocabulary: Vocabulary, text: str) -> list[int]:

@@ -85,7 +85,7 @@ def test_clean_of_texts_without_fault_keeps_the_buffers():
 
 
 @given(st.lists(TEXTS, max_size=4))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_clean_of_a_clean_text_changes_nothing(texts):
     once = cleaned(*texts)["text"]
     twice = CleanText()(pa.record_batch({"text": once}))
@@ -99,7 +99,7 @@ def test_clean_of_a_clean_text_changes_nothing(texts):
 
 
 @given(st.lists(TEXTS, max_size=8))
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_suspects_miss_nothing(texts):
     found = suspects(pa.array(texts, pa.string()))
     for text, bits in zip(texts, found.tolist(), strict=True):
@@ -132,6 +132,6 @@ def test_suspects_miss_no_code_point_outside_nfc():
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=5))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_suspects_of_invalid_utf8_stay_within_their_memory(values):
     assert len(suspects(pa.array(values, pa.binary()).view(pa.string()))) == len(values)

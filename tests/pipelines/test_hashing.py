@@ -47,7 +47,7 @@ def test_hash_of_published_vectors():
 
 
 @given(st.lists(st.none() | st.binary(max_size=70), max_size=8), st.integers(0, 3))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_hash_equals_the_plain_reference(values, start):
     array = pa.array(values, pa.binary()).slice(start)
     want = [list(reference(value or b"")) for value in values[start:]]
@@ -82,7 +82,7 @@ SPACES += ["\u205f", "\u3000"]
         max_size=6,
     )
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_normalised_hash_is_the_hash_of_joined_words(values):
     want = [" ".join((value or "").split()) for value in values]
     folded = normalised_hash128(pa.array(values, pa.string()))

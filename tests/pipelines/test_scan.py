@@ -78,7 +78,7 @@ def check_document(text: str, found: Scan, d: int, names: dict[int, bytes]) -> N
 
 
 @given(st.lists(TEXTS, max_size=6), st.integers(0, 3))
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_scan_of_odd_texts_agrees_with_str(texts, start):
     found = scan(pa.array(texts, pa.string()).slice(start))
     names: dict[int, bytes] = {}
@@ -170,7 +170,7 @@ def test_scan_of_one_long_line_is_whole():
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_scan_of_invalid_utf8_stays_within_its_memory(values):
     array = pa.array(values, pa.binary()).view(pa.string())
     try:

@@ -147,7 +147,7 @@ def test_evaluate_of_a_broken_model_names_the_part(model):
         score(broken, documents([5]), 16)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
     length=st.integers(1, 24),

@@ -44,7 +44,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 
 @FORMATS
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(amax=positive)
 def test_scale_is_the_smallest_power_of_two_that_fits(dtype, largest, amax):
     scale = power_of_two_scale(torch.tensor(amax), dtype)
@@ -64,7 +64,7 @@ def test_scale_of_zero_is_one_and_of_what_is_not_finite_nan(dtype, largest):
 
 
 @FORMATS
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(factor=st.floats(2.0**-60, 2.0**60, width=32), seed=st.integers(0, 1_000))
 def test_cast_rounds_to_the_nearest_value_of_the_format(dtype, largest, factor, seed):
     x = normal(32, 48, seed=seed) * factor
@@ -123,7 +123,7 @@ def test_fp8_products_have_the_error_of_their_format(recipe, dtype):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(power=st.integers(-30, 30))
 def test_fp8_products_scale_exactly_by_powers_of_two(recipe, power):
     layer = layer_of(recipe, 128, 128)

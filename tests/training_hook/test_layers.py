@@ -58,7 +58,7 @@ def test_layer_declared_tensors_equal_module(letter):
 
 
 @pytest.mark.parametrize("letter", LAYERS)
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(lengths=st.lists(st.integers(1, 11), min_size=1, max_size=5))
 def test_layer_packed_documents_equal_documents_alone(letter, lengths):
     mixer, hidden = mixer_of(letter), normal(2, sum(lengths), 24)
@@ -101,7 +101,7 @@ def test_attention_grouped_heads_equal_softmax_over_repeated_keys():
     torch.testing.assert_close(mixer(hidden, None, None)[0], wanted, rtol=0, atol=1e-10)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     length=st.integers(1, 12),
     kernel=st.integers(2, 5),

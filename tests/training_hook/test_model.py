@@ -162,7 +162,7 @@ def test_reset_parameters_seed_decides():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(lengths=st.lists(st.integers(1, 17), min_size=1, max_size=4))
 def test_model_packed_documents_equal_documents_alone(lengths):
     model, tokens = model_of(SMALL), tokens_of(2, sum(lengths))

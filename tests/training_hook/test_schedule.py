@@ -71,7 +71,7 @@ def test_schedule_with_wrong_settings_is_refused(changes, message):
         schedule(**changes)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     total=st.integers(1, 400),
     warmup=st.floats(0, 0.5),

@@ -70,7 +70,7 @@ def weights_for(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     )
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**31),
     batch=st.integers(1, 2),

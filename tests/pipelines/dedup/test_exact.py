@@ -34,7 +34,7 @@ def dropped_by(step: ExactDedup, batch: pa.RecordBatch) -> dict[int, str]:
 
 
 @given(st.lists(st.sampled_from(TEXTS), max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_exact_dedup_equals_a_dictionary_of_folded_texts(texts):
     batch = batch_of(texts)
     ids = batch.column("id").to_pylist()

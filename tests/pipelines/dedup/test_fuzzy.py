@@ -83,7 +83,7 @@ TEXTS = st.lists(
 
 
 @given(TEXTS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_sets_have_the_sizes_and_overlaps_of_python_sets(texts):
     offsets, values = FuzzyDedup().sets(batch_of(texts))
     found = [set(values[a:b].tolist()) for a, b in pairwise(offsets)]
@@ -115,7 +115,7 @@ def python_walk(sets: list[set], groups: list[set], least: float) -> list[int]:
     st.sampled_from([(1, 2), (4, 5), (1, 1)]),
     st.randoms(use_true_random=False),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_walk_is_the_greedy_independent_set(sets, least, random):
     n = len(sets)
     bands = [np.array([random.randrange(4) for _ in sets], np.uint64) for _ in range(2)]

@@ -23,7 +23,7 @@ def build(sizes: list[int]) -> list[pa.RecordBatch]:
 
 
 @given(sizes=ROWS, pieces=st.lists(st.integers(1, 9), min_size=1, max_size=9))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_merged_batches_end_where_built_ones_do(sizes, pieces):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "BATCH_BYTES", 20)
@@ -49,7 +49,7 @@ def sizes_of(batch: pa.RecordBatch) -> list[int]:
 
 
 @given(st.lists(st.sampled_from(["a", "b", "a#2", "a#2#2", "a#3"]), max_size=30))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_registered_keys_are_unique_and_new_ones_stay_as_they_are(keys):
     register, seen = KeyRegister(), set()
     for key in keys:

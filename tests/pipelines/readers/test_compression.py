@@ -26,7 +26,7 @@ def noise(seed: int, size: int = 30_000) -> bytes:
 
 
 @given(parts=st.lists(st.binary(max_size=300), max_size=6), ending=st.sampled_from([".gz", ".zst"]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_frames_give_their_bytes_and_say_where_they_begin(parts, ending):
     frames = [PRESS[ending](part) for part in parts]
     found = pieces(b"".join(frames), ending)

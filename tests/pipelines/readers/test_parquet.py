@@ -213,7 +213,7 @@ def test_large_row_group_is_read_in_bounded_memory(tmp_path):
     group=st.integers(1, 9),
     split=st.integers(1, 3000),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_rows_of_split_spans_are_the_rows_of_the_whole(texts, group, split):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = write(Path(folder) / "a.parquet", {"text": texts, "id": texts}, row_group_size=group)
@@ -245,7 +245,7 @@ def test_split_groups_row_groups_up_to_the_split_size(tmp_path, monkeypatch):
 
 
 @given(mutations=MUTATIONS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_damaged_file_is_rows_or_a_clear_refusal(mutations):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.parquet"

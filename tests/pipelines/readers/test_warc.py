@@ -245,7 +245,7 @@ def test_record_of_48_mb_is_an_error_and_is_never_held(tmp_path, packed):
 
 
 @given(mutations=MUTATIONS, at_once=st.sampled_from([1, 5, 61, 1024]))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
 def test_rows_do_not_depend_on_how_much_is_read_at_once(packed, mutations, at_once):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -261,7 +261,7 @@ def test_rows_do_not_depend_on_how_much_is_read_at_once(packed, mutations, at_on
 
 
 @given(mutations=MUTATIONS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @pytest.mark.parametrize("ending", [".warc", ".warc.gz", ".warc.zst", ".warc.lz4"])
 def test_damaged_file_never_raises_and_every_record_is_counted(ending, mutations):
     if ending == ".warc.lz4":
