@@ -239,7 +239,7 @@ def _pretrain(wheel: Wheel, turn: _Turn, workers: int) -> None:
     turn("mix", what, mixture=mixture, parts=tokens, out=mixed, seed=wheel.seed)
     turn(
         "pretrain",
-        f"{run.name}, {run.total_tokens:,} tokens (six minutes on two cores)",
+        f"{run.name}, {run.total_tokens:,} tokens (eight minutes on two cores)",
         run=wheel.run,
         mixture=mixed,
         out=training,
@@ -277,7 +277,7 @@ def _fine_tune(wheel: Wheel, turn: _Turn, workers: int) -> None:
     turn("mix", "the traces", mixture=mixture, parts={TRACES: tokens}, out=mixed, seed=wheel.seed)
     turn(
         "sft",
-        f"{run.name}, {run.total_tokens:,} tokens (a minute)",
+        f"{run.name}, {run.total_tokens:,} tokens (two minutes)",
         run=wheel.sft,
         mixture=mixed,
         start=training,

@@ -1,6 +1,7 @@
 """Sums of two or three numbers of one or two digits, with plus and minus.
 
-The solution adds tens and units apart, so every step is one that a small model can learn by heart.
+The solution says each sum again and adds tens and units apart, so every step is a copy or one that
+a small model can learn by heart.
 """
 
 import warnings
@@ -28,8 +29,8 @@ class ChainSum(Family):
     """
 
     name = "chain_sum"
-    version = 1
-    document_share = 0.8
+    version = 2
+    document_share = 0.7
 
     max_terms: int = 3
     max_digits: int = 2
@@ -80,13 +81,10 @@ def _sentence(total: int, term: int, result: int) -> str:
     """Returns a sum in steps; an error shows in the last of them."""
     if abs(total) < 10 and abs(term) < 10:
         return f"{_sum(total, term)} = {result}."
-    tens = _tens(total) + _tens(term)
-    units = total + term - tens
-    return (
-        f"{_sum(_tens(total), _tens(term))} = {tens}, "
-        f"{_sum(total - _tens(total), term - _tens(term))} = {units}, "
-        f"{_sum(tens, units)} = {result}."
-    )
+    tens = _tens(total), _tens(term)
+    units = total - tens[0], term - tens[1]
+    sides = (_sum(total, term), _sum(*tens, *units), _sum(sum(tens), sum(units)), str(result))
+    return " = ".join(sides) + "."
 
 
 def _tens(number: int) -> int:
@@ -94,5 +92,5 @@ def _tens(number: int) -> int:
     return (abs(number) // 10 * 10) * (1 if number >= 0 else -1)
 
 
-def _sum(one: int, other: int) -> str:
-    return f"{one} + {other}" if other >= 0 else f"{one} - {-other}"
+def _sum(first: int, *others: int) -> str:
+    return str(first) + "".join(f" {'-' if term < 0 else '+'} {abs(term)}" for term in others)

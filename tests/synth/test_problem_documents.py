@@ -15,7 +15,7 @@ def test_documents_have_the_shares_that_were_asked_for():
     rows = list(problem_documents(500, 3, wrong_share=0.2))
     assert len(rows) == len({row["id"] for row in rows}) == 500
     by_family = {name: [row for row in rows if row["family"] == name] for name in FAMILIES}
-    assert {name: len(found) for name, found in by_family.items()} == {"chain_sum": 400, "gcd": 100}
+    assert {name: len(found) for name, found in by_family.items()} == {"chain_sum": 350, "gcd": 150}
     for found in by_family.values():
         assert sum(not row["correct"] for row in found) == len(found) // 5
 

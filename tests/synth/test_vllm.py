@@ -21,6 +21,7 @@ import torch
 from aiohttp import web
 from transformers import NemotronHForCausalLM
 
+from mixtures.chat_template import render
 from mixtures.vocabulary import Vocabulary, load_vocabulary
 from mixtures.vocabulary_training import train_vocabulary
 from pipelines.dataset import Dataset, file_entry, write_json
@@ -29,7 +30,7 @@ from synth.engine import generate
 from synth.journal import Journal
 from synth.probe import check_server
 from synth.problem_documents import problem_documents
-from synth.prompt_layout import PlainLayout
+from synth.prompt_layout import ChatLayout, PlainLayout
 from synth.recipe import SynthRecipe
 from synth.sampling import Request, Sampling
 from synth.served_model import find_model
@@ -142,16 +143,44 @@ def test_served_tokens_are_our_argmax_and_that_of_transformers(
     texts = [row["text"][: 20 + 3 * n] for n, row in enumerate(problem_documents(16, 1))]
     prompts = [ids.tolist() for ids in vocabulary.encode_batch(texts)]
     prompts += [generator.integers(32, SIZE, 1 + 24 * n).tolist() for n in range(16)]
-    layout, sampling = PlainLayout(), Sampling(0.0, max_tokens=32, stop=())
-    revision = servers.current.revision
+    asked = [{"prompt": ids} for ids in prompts]
+    compared = compare(servers.current, PlainLayout(), asked, prompts, model, folder, tmp_path)
+    assert compared > 300
+
+
+def test_served_chat_is_our_argmax_on_the_prompt_that_we_train_on(
+    servers, model, folder, vocabulary, tmp_path
+):
+    layout = ChatLayout()
+    asked = [
+        layout.prompt(row["text"].partition("\n")[0].removeprefix("Question: "))
+        for row in problem_documents(8, 1)
+    ]
+    prompts = [
+        np.concatenate(
+            [
+                vocabulary.encode_batch([segment.text])[0]
+                if segment.token is None
+                else [segment.token]
+                for segment in render(body["messages"], add_generation_prompt=True)
+            ]
+        ).tolist()
+        for body in asked
+    ]
+    assert compare(servers.current, layout, asked, prompts, model, folder, tmp_path) > 100
+
+
+def compare(server, layout, asked, prompts, model, folder, tmp_path) -> int:
+    """Holds every token that a server gives to our model and to transformers; counts them."""
+    sampling = Sampling(0.0, max_tokens=32, stop=())
     wanted = [
-        Request(str(n), layout.path, {"prompt": ids}, layout.options(), revision, sampling, 0)
-        for n, ids in enumerate(prompts)
+        Request(str(n), layout.path, body, layout.options(), server.revision, sampling, 0)
+        for n, body in enumerate(asked)
     ]
     theirs = NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     compared = 0
     with Journal(tmp_path / "journal") as journal:
-        assert generate(wanted, layout, servers.current, journal) == len(prompts) == 32
+        assert generate(wanted, layout, server, journal) == len(prompts) == len(asked)
         for request, prompt in zip(wanted, prompts, strict=True):
             answer = journal[request.identity]
             assert 1 <= len(answer.token_ids) <= 32
@@ -165,7 +194,7 @@ def test_served_tokens_are_our_argmax_and_that_of_transformers(
                 assert (found.max(-1).values - chosen).max() <= TOLERANCE, name
                 assert (said - chosen).abs().max() <= TOLERANCE, name
             compared += len(answer.token_ids)
-    assert compared > 300
+    return compared
 
 
 def test_server_says_the_revision_of_its_folder_and_agrees_with_the_probe(servers, folder):
