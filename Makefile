@@ -15,7 +15,7 @@ test-gpu:
 	@$(PY) -m pytest -m gpu
 
 explore: setup
-	@$(PY) -m pytest --hypothesis-profile=explore $$(grep -rl "from hypothesis" tests --include="test_*.py")
+	@$(PY) -m pytest -m hypothesis --hypothesis-profile=explore
 
 check: setup
 	@.venv/bin/ruff check .

@@ -17,6 +17,10 @@ import pyarrow.compute as pc
 
 from pipelines.step import COMPARISONS
 
+TINY = 1e-290
+"""Drawn as zero: below it steps lose digits, and below 1e-308 they vanish."""
+SMALLEST_UNIT = 1e-15
+"""Of a logarithmic axis, as a share of its end."""
 BINS = 50
 LINE_POINTS = 400
 LOG_FROM_RATIO = 30.0
@@ -243,6 +247,8 @@ def bins(sample: np.ndarray, borders: Sequence[float], integer: bool) -> tuple[n
     """Returns edges and the axis for values like the sample; round edges where it is linear."""
     usual = np.abs(sample) < 1e300  # false for NaN; larger ones leave no room for arithmetic
     values = sample[usual] if usual.any() else np.zeros(1)
+    values = np.where(np.abs(values) < TINY, 0.0, values)
+    borders = [border if abs(border) >= TINY else 0.0 for border in borders]
     low, median, high = np.quantile(values, (0.001, 0.5, 0.999)).tolist()
     if max([low, *borders]) >= high:  # the broken side of a border is always seen
         high = (1 + BORDER_MARGIN) * max(borders, default=high)
@@ -253,7 +259,8 @@ def bins(sample: np.ndarray, borders: Sequence[float], integer: bool) -> tuple[n
     if not integer and (values > 0).any():
         unit = 10.0 ** math.floor(math.log10(np.quantile(values[values > 0], 0.1)))
     if low >= 0 and high > LOG_FROM_RATIO * max(median, unit) and (integer or high > 1):
-        return _log_bins(low, max(high, largest), unit, integer)
+        top = max(high, largest)
+        return _log_bins(low, top, max(unit, top * SMALLEST_UNIT), integer)
     high = largest if high < largest <= TAIL_RATIO * high else high
     if 0 <= low < 0.4 * high:
         low = 0.0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from filters.gopher_quality import GopherQuality
@@ -424,6 +424,8 @@ thresholds = st.lists(
 
 
 @settings(max_examples=200)
+@example([179770.0, 6.551978098671073e-303, 5e-324], [], False, 0)
+@example([], [("<", 5e-324)], False, 0)
 @given(numbers, thresholds, st.booleans(), st.integers(0, 60))
 def test_histogram_any_values_keeps_counts_and_stays_on_the_plot(
     values: list[float | None], limits: list[tuple[str, Any]], integer: bool, split: int
