@@ -65,7 +65,7 @@ def solved_problems() -> Recipe:
 def traces() -> "SynthRecipe":
     """Reasoning traces of two families, two samples for each problem.
 
-    At temperature 0.4 one answer in five was accepted; a higher one gives fewer.
+    At temperature 0.4 one answer in five was accepted.
     """
     from synth.families import FAMILIES  # loads reasoning-gym: five seconds
     from synth.recipe import SynthRecipe

@@ -8,9 +8,8 @@ def run() -> PretrainRun:
     """A small hybrid in float32, for mixtures of 512-token samples of a 4,096-token vocabulary.
 
     Two of its six layers are attention: what limits a run this short is when it learns to copy the
-    numbers of a question, and with one attention layer in nine that came late or not at all. Steps
-    of 1,024 tokens, since it lacks steps before it lacks tokens. Two cores do 3,000 to 3,500
-    tokens/s.
+    numbers of a question. Single runs with one attention layer in nine learned it late or not at
+    all. Two cores do 3,000 to 3,500 tokens/s.
     """
     return PretrainRun(
         name="hybrid_tiny",
