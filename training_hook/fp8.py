@@ -9,7 +9,7 @@ an outlier coarsens only its block; 1.5 to 1.65 times as fast, 1.1 to 1.3 by wei
 Inputs, outputs and gradients between layers stay in the model's dtype; gradients of weights come
 out of the product in the weight's own FP32. Weights are cast from their FP32 masters at each call.
 What is kept for the backward pass are the transposed casts, half of what BF16 keeps. The casts eat
-most of what the products gain: at 1 B a first run, whose transposed casts were still wrong, did 1.07
+most of what the products gain: at 1 B a first run, its transposed casts still wrong, did 1.07
 times BF16's tokens/s by tensor and 0.87 by block; at 150 M neither was faster.
 
 Sources: "fp8_tensor" Nemotron-H, arXiv:2504.03624; "fp8_block" Nemotron Nano 2, arXiv:2508.14444,
