@@ -26,8 +26,9 @@ def wild(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 
 def assert_same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
     for ours, theirs in zip(found, wanted, strict=True):
-        as_bytes = ours.cpu().contiguous().view(torch.uint8)
-        assert torch.equal(as_bytes, theirs.contiguous().view(torch.uint8))
+        assert ours.shape == theirs.shape
+        as_bytes = ours.cpu().contiguous().view(-1).view(torch.uint8)
+        assert torch.equal(as_bytes, theirs.contiguous().view(-1).view(torch.uint8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
