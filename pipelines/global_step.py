@@ -8,8 +8,8 @@ them: the engine proposes, the sets decide. What moves is 60 bytes a document, o
 engine that can group and join will do.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ VERDICTS = pa.schema(
         ("matched_id", pa.string()),  # the kept document; null for a kept one
         ("similarity", pa.float32()),  # verified, 1.0 for equal; null for a kept one
         ("cluster_size", pa.int32()),  # documents in the group, the kept one included
+        ("skipped", pa.int32()),  # kept ones that a kept one might have been compared with
     ]
 )
 
@@ -38,16 +39,28 @@ class Keys:
         rank: (n, r) uint64, the keep policy: smaller is kept first, compared column by column.
         id: (n, 2) uint64, the document id; it breaks ties.
         row: (n,) int64, the document's place in its work unit.
+        size: (n,) int32, how many values the set of a PairStep's document has at most; else empty.
     """
 
     group: np.ndarray
     rank: np.ndarray
     id: np.ndarray
     row: np.ndarray
+    size: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
-    def order(self) -> np.ndarray:
-        """Returns the documents in the order of the keep policy, int64 (n,)."""
-        return np.lexsort((self.id[:, 1], self.id[:, 0], *reversed(self.rank.T)))
+
+class Comparison(NamedTuple):
+    """How a PairStep compares a document with kept ones, in whole numbers.
+
+    It is similar to one if at least numerator / denominator of the union of the two sets, or with
+    `containment` of its own set, is in both.
+    """
+
+    containment: bool
+    numerator: int
+    denominator: int
+    max_anchors: int
+    """Kept documents that a document is compared with at most, and that one key proposes."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +99,17 @@ class PairStep(Step):
     max_share: ClassVar[float] = 0.95
     """Above this share of one source's documents (1,000 or more) the run stops before commit."""
 
-    def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Returns group (n, k) uint64 and rank (n, r) uint64 of a batch's documents."""
+    def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns group (n, k) uint64, rank (n, r) uint64 and size (n,) int32 of documents."""
         raise NotImplementedError(f"{self.name} does not define keys")
 
     def sets(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         """Returns int64 (n + 1,) offsets into uint64 values: each document's set, ascending."""
         raise NotImplementedError(f"{self.name} does not define sets")
 
-    def least_similarity(self) -> tuple[int, int]:
-        """Returns the least Jaccard similarity that drops, as numerator and denominator."""
-        raise NotImplementedError(f"{self.name} does not define least_similarity")
+    def comparison(self) -> Comparison:
+        """Returns how similar a document has to be to be dropped, and how many are tried."""
+        raise NotImplementedError(f"{self.name} does not define comparison")
 
 
 GlobalStep = GroupStep | PairStep

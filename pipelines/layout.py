@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipelines.document import CONTENT, CONTENT_TYPE, ERROR, KEY, ORIGIN, RESERVED
-from pipelines.global_step import GlobalStep
+from pipelines.global_step import GlobalStep, PairStep
 from pipelines.plan import Plan
 from pipelines.recipe import Recipe, check_schema
 from pipelines.step import Editor, Filter
 
 FAILS = "fails_"
+CLUSTER_SIZE = "_cluster_size"
+SKIPPED = "_skipped"
 NO_TEXT = "no_text"
 ERROR_RULE = "error_"
 
@@ -91,7 +93,9 @@ def make_layout(recipe: Recipe, plan: Plan) -> Layout:
     for step, name in recipe.rule_names():
         ledger.append(pa.field(FAILS + name, pa.bool_()))
         if isinstance(step, GlobalStep):
-            ledger.append(pa.field(f"{name}_cluster_size", pa.int32()))
+            ledger.append(pa.field(name + CLUSTER_SIZE, pa.int32()))
+        if isinstance(step, PairStep):
+            ledger.append(pa.field(name + SKIPPED, pa.int32()))
     return Layout(start, data, pa.schema(ledger), pa.schema(list(signals.values())), rules)
 
 

@@ -65,5 +65,6 @@ class ExactDedup(GroupStep):
             "matched_id": pc.if_else(dropped, id_strings(ids[order[head[named]]]), none),
             "similarity": pc.if_else(dropped, pa.scalar(1, pa.float32()), none),
             "cluster_size": size[named].astype(np.int32),
+            "skipped": np.zeros(len(named), np.int32),
         }
         return pa.table(columns, schema=VERDICTS)

@@ -2,8 +2,8 @@
 
 Runs of letters, digits and combining marks are words; every other character separates them.
 Scripts that are written without spaces (Han, kana, Thai, Lao, Myanmar, Khmer) give a word for each
-character. Digits stay as they are: documents that differ in their numbers are not the same (folding
-them, as datatrove does, makes all tables of one layout equal).
+character. Digits stay as they are unless they are to be folded: documents that differ in their
+numbers are not the same (folding, as datatrove does, makes all tables of one layout equal).
 """
 
 import functools
@@ -34,8 +34,10 @@ _LAST_CASED = 0x20000
 
 
 @functools.cache
-def word_folds() -> np.ndarray:
+def word_folds(fold_digits: bool = False) -> np.ndarray:
     """Returns uint32 (1114112,): 0 separates words, else the folded character.
+
+    With `fold_digits` every decimal digit of every script is "0".
 
     The flag SINGLE marks a character that is a word by itself. The table has 4.4 MB, of which a
     text touches only the cache lines of its scripts.
@@ -53,5 +55,7 @@ def word_folds() -> np.ndarray:
     for first, last in _UNSPACED:
         part = folds[first : last + 1]
         part[part != 0] |= SINGLE
+    if fold_digits:
+        folds[np.strings.isdecimal(characters)] = ord("0")
     folds.setflags(write=False)
     return folds

@@ -1,8 +1,9 @@
-"""Compiled shingling and MinHash: folded words of Arrow text, their n-grams, minima, bands.
+"""Compiled signatures: folded words or characters of Arrow text, their n-grams, minima, bands.
 
-One pass over the bytes hashes each word (one multiplication a byte), a second over the words
-hashes each run of `ngram` words, and the permutations run with the shingles in the inner loop, so
-that each keeps its minimum in a register and eight of them fill a vector.
+A first pass over the bytes writes the folded text (a table look-up a byte), a second one hashes
+words eight bytes at a time, a third rolls a polynomial over `ngram` words. The permutations run
+with the n-grams in the inner loop, so that each keeps its minimum in a register and eight of them
+fill a vector. Sets are sorted by their leading bits into buckets of one or two values.
 """
 
 import numba
@@ -13,9 +14,14 @@ kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
 U = np.uint64
 SINGLE = np.uint32(1 << 31)
 """Flag of a code point that is a word of its own: scripts that write without spaces."""
+PADDING = 16
+"""Bytes behind a folded text: eight are read from any of its bytes."""
 
 P1, P2, P3 = U(0x9E3779B185EBCA87), U(0xC2B2AE3D27D4EB4F), U(0x165667B19E3779F9)
+BASE = U(0xD6E8FEB86659FD93)
 WORD_START = U(0x51ED270B153A6A01)
+ONES, HIGHS = U(0x0101010101010101), U(0x8080808080808080)
+LONG_BUCKET = 32
 
 
 @kernel
@@ -31,132 +37,290 @@ def _mix(h):
 def _code_point(data, i, stop):
     """Returns the code point at byte i, where data[i] >= 0x80, and its width in bytes."""
     b = np.uint32(data[i])
-    if b < 0xE0 and i + 1 < stop:
-        return ((b & 0x1F) << 6) | (np.uint32(data[i + 1]) & 0x3F), 2
-    if b < 0xF0 and i + 2 < stop:
-        middle = (np.uint32(data[i + 1]) & 0x3F) << 6
-        return ((b & 0x0F) << 12) | middle | (np.uint32(data[i + 2]) & 0x3F), 3
-    if i + 3 < stop:
-        high = ((np.uint32(data[i + 1]) & 0x3F) << 12) | ((np.uint32(data[i + 2]) & 0x3F) << 6)
-        return ((b & 0x07) << 18) | high | (np.uint32(data[i + 3]) & 0x3F), 4
+    if b < 0xE0 and i + U(1) < stop:
+        return ((b & 0x1F) << 6) | (np.uint32(data[i + U(1)]) & 0x3F), 2
+    if b < 0xF0 and i + U(2) < stop:
+        middle = (np.uint32(data[i + U(1)]) & 0x3F) << 6
+        return ((b & 0x0F) << 12) | middle | (np.uint32(data[i + U(2)]) & 0x3F), 3
+    if i + U(3) < stop:
+        high = ((np.uint32(data[i + U(1)]) & 0x3F) << 12) | (
+            (np.uint32(data[i + U(2)]) & 0x3F) << 6
+        )
+        return ((b & 0x07) << 18) | high | (np.uint32(data[i + U(3)]) & 0x3F), 4
     return np.uint32(0), 1
 
 
 @kernel
-def _hash_words(data, start, stop, folds, words):
-    """Writes the hash of each folded word and returns how many there are."""
-    count = 0
-    h = WORD_START
-    i = start
-    while i < stop:
+def _put(folded, place, point):
+    """Writes a code point as UTF-8, which has no zero byte, and returns the place behind it."""
+    if point < 0x80:
+        folded[place] = point
+        return place + U(1)
+    if point < 0x800:
+        folded[place] = 0xC0 | (point >> 6)
+        folded[place + U(1)] = 0x80 | (point & 0x3F)
+        return place + U(2)
+    if point < 0x10000:
+        folded[place] = 0xE0 | (point >> 12)
+        folded[place + U(1)] = 0x80 | ((point >> 6) & 0x3F)
+        folded[place + U(2)] = 0x80 | (point & 0x3F)
+        return place + U(3)
+    folded[place] = 0xF0 | (point >> 18)
+    folded[place + U(1)] = 0x80 | ((point >> 12) & 0x3F)
+    folded[place + U(2)] = 0x80 | ((point >> 6) & 0x3F)
+    folded[place + U(3)] = 0x80 | (point & 0x3F)
+    return place + U(4)
+
+
+@kernel
+def _fold(data, eights, start, stop, folds, alone, folded):
+    """Writes the folded text, zero bytes between words and behind it, and returns its length.
+
+    With `alone` characters that are words by themselves are put between zero bytes.
+    """
+    place, i, end = U(0), U(start), U(stop)
+    while i < end:
+        if i + U(8) <= end and eights[i] & HIGHS == U(0):
+            for k in range(8):
+                folded[place + U(k)] = folds[data[i + U(k)]]
+            place += U(8)
+            i += U(8)
+            continue
         b = data[i]
         if b < 0x80:
-            folded = folds[b]
-            i += 1
+            folded[place] = folds[b]
+            place += U(1)
+            i += U(1)
+            continue
+        code_point, width = _code_point(data, i, end)
+        i += U(width)
+        point = folds[code_point]
+        if point == 0:
+            folded[place] = 0
+            place += U(1)
+        elif alone and point & SINGLE:
+            folded[place] = 0
+            place = _put(folded, place + U(1), point & ~SINGLE)
+            folded[place] = 0
+            place += U(1)
         else:
-            code_point, width = _code_point(data, i, stop)
-            folded = folds[code_point]
-            i += width
-        if folded == 0 or folded & SINGLE:
-            if h != WORD_START:
-                words[count] = _mix(h)
-                count += 1
-                h = WORD_START
-            if folded:
-                words[count] = _mix((WORD_START ^ U(folded)) * P1)
-                count += 1
-        else:
-            h = (h ^ U(folded)) * P1
-    if h != WORD_START:
+            place = _put(folded, place, point & ~SINGLE)
+    for k in range(PADDING):
+        folded[place + U(k)] = 0
+    return place
+
+
+@kernel
+def _hash_words(eights, length, words):
+    """Writes the hash of each folded word and returns how many there are."""
+    count = 0
+    i = U(0)
+    while i < length:
+        chunk = eights[i]
+        if chunk & U(0xFF) == U(0):  # go to the next byte that is not zero, or eight on
+            low = chunk & (~chunk + U(1))
+            i += ((((low - U(1)) & HIGHS) >> U(7)) * ONES) >> U(56)
+            continue
+        h = WORD_START
+        zero = (chunk - ONES) & ~chunk & HIGHS
+        while zero == U(0):
+            h = (h ^ chunk) * P1
+            h ^= h >> U(32)
+            i += U(8)
+            chunk = eights[i]
+            zero = (chunk - ONES) & ~chunk & HIGHS
+        low = zero & (~zero + U(1))
+        h = (h ^ (chunk & ((low >> U(7)) - U(1)))) * P1
         words[count] = _mix(h)
+        count += 1
+        i += (((low - U(1)) & ONES) * ONES) >> U(56)  # behind the zero byte
+    return count
+
+
+@kernel
+def _characters(folded, length, points):
+    """Writes the folded characters, one space between words, and returns how many there are."""
+    count = 0
+    space = False
+    i = U(0)
+    while i < length:
+        b = folded[i]
+        if b == 0:
+            space = count > 0
+            i += U(1)
+            continue
+        if space:
+            points[count] = U(0x20)
+            count += 1
+            space = False
+        if b < 0x80:
+            points[count] = U(b)
+            i += U(1)
+        else:
+            code_point, width = _code_point(folded, i, length)
+            points[count] = U(code_point)
+            i += U(width)
         count += 1
     return count
 
 
 @kernel
-def _shingles(data, start, stop, folds, ngram, words, shingles):
-    """Writes the hashes of the runs of `ngram` words; a shorter text is one run of all its words.
+def _shingles(data, eights, start, stop, folds, characters, ngram, scratch):
+    """Writes the hashes of the runs of `ngram` units to scratch.shingles and returns their number.
 
-    Returns how many there are, repeated ones counted each time; 0 for a text without words.
+    A shorter text is one run of all its units. Repeated runs count each time; 0 for a text without
+    words.
     """
-    count = _hash_words(data, start, stop, folds, words)
+    folded, folded_eights, units, shingles = scratch
+    length = _fold(data, eights, start, stop, folds, not characters, folded)
+    if characters:
+        count = _characters(folded, length, units)
+    else:
+        count = _hash_words(folded_eights, length, units)
     size = min(ngram, count)
     if size == 0:
         return 0
-    for j in range(count - size + 1):
-        g = words[j]
-        for k in range(1, size):
-            g = (g ^ (words[j + k] * P2)) * P1
-            g = (g << U(27)) | (g >> U(37))
-        shingles[j] = _mix(g)
+    power = U(1)
+    g = U(0)
+    for k in range(size):
+        g = g * BASE + units[k]
+        power *= BASE
+    shingles[0] = _mix(g)
+    for j in range(count - size):
+        g = g * BASE + units[j + size] - power * units[j]
+        shingles[j + 1] = _mix(g)
     return count - size + 1
 
 
 @kernel
-def sign(offsets, data, valid, folds, ngram, multipliers, additions, num_rows, bands, sizes):
+def sign(
+    offsets,
+    data,
+    eights,
+    valid,
+    folds,
+    characters,
+    ngram,
+    multipliers,
+    additions,
+    hash_bits,
+    num_rows,
+    scratch,
+    bands,
+    sizes,
+):
     """Writes the band hashes and the number of shingles of each document.
 
     Args:
         offsets: int32 (n + 1,), as string_buffers gives them.
         data: uint8.
+        eights: data as overlapping uint64.
         valid: bool (n,).
         folds: uint32, one for each code point: 0 separates, else the folded character.
-        ngram: words in a shingle.
-        multipliers: odd uint32 (permutations,).
-        additions: uint32 (permutations,).
+        characters: whether shingles are of characters, not of words.
+        ngram: words or characters in a shingle.
+        multipliers: odd uint64 (permutations,).
+        additions: uint64 (permutations,).
+        hash_bits: 32 or 64, the width of a permuted hash.
         num_rows: permutations in a band.
+        scratch: folded uint8, the same as overlapping uint64, units uint64, shingles uint64; room
+            for twice the bytes of the longest document and PADDING.
         bands: out, uint64 (n, permutations / num_rows); undefined where sizes is 0.
         sizes: out, int32 (n,).
     """
+    shingles = scratch[3]
     most = 1
     for n in range(valid.size):
         most = max(most, offsets[n + 1] - offsets[n] + 1)
-    words = np.empty(most, np.uint64)
-    shingles = np.empty(most, np.uint64)
     low = np.empty(most, np.uint32)
     for n in range(valid.size):
         stop = offsets[n + 1] if valid[n] else offsets[n]
-        count = _shingles(data, offsets[n], stop, folds, ngram, words, shingles)
+        count = _shingles(data, eights, offsets[n], stop, folds, characters, ngram, scratch)
         sizes[n] = count
         for j in range(count):
             low[j] = np.uint32(shingles[j] >> U(32))
         for band in range(bands.shape[1]):
             h = U(band + 1) * P1
             for row in range(num_rows):
-                a = multipliers[band * num_rows + row]
-                b = additions[band * num_rows + row]
-                least = np.uint32(0xFFFFFFFF)
-                for j in range(count):
-                    least = min(least, np.uint32(a * low[j] + b))
-                h = _mix(h ^ U(least))
+                number = band * num_rows + row
+                if hash_bits == 64:
+                    wide = ~U(0)
+                    for j in range(count):
+                        wide = min(wide, multipliers[number] * shingles[j] + additions[number])
+                    h = _mix(h ^ wide)
+                else:
+                    a = np.uint32(multipliers[number])
+                    b = np.uint32(additions[number])
+                    least = np.uint32(0xFFFFFFFF)
+                    for j in range(count):
+                        least = min(least, np.uint32(a * low[j] + b))
+                    h = _mix(h ^ U(least))
             bands[n, band] = h
 
 
 @kernel
-def shingle_sets(offsets, data, valid, folds, ngram, stops, values):
+def _sorted_set(shingles, count, counts, ordered, values, place):
+    """Writes the different shingles in ascending order from `place` on and returns its end."""
+    bits = 0
+    while (2 << bits) <= count:
+        bits += 1
+    shift = U(64 - bits) if bits else U(63)
+    buckets = (1 << bits) if bits else 2
+    counts[: buckets + 1] = 0
+    for j in range(count):
+        counts[(shingles[j] >> shift) + U(1)] += 1
+    for bucket in range(buckets):
+        counts[bucket + 1] += counts[bucket]
+    for j in range(count):
+        bucket = shingles[j] >> shift
+        ordered[counts[bucket]] = shingles[j]
+        counts[bucket] += 1
+    start = 0
+    for bucket in range(buckets):  # counts now holds where each bucket stops
+        stop = counts[bucket]
+        if stop - start > LONG_BUCKET:
+            ordered[start:stop] = np.sort(ordered[start:stop])
+        else:
+            for j in range(start + 1, stop):
+                value = ordered[j]
+                k = j
+                while k > start and ordered[k - 1] > value:
+                    ordered[k] = ordered[k - 1]
+                    k -= 1
+                ordered[k] = value
+        start = stop
+    for j in range(count):
+        if j == 0 or ordered[j] != ordered[j - 1]:
+            values[place] = ordered[j]
+            place += 1
+    return place
+
+
+@kernel
+def shingle_sets(offsets, data, eights, valid, folds, characters, ngram, scratch, stops, values):
     """Writes the set of shingles of each document, ascending, one after the other.
 
     Args:
         offsets: int32 (n + 1,), as string_buffers gives them.
         data: uint8.
+        eights: data as overlapping uint64.
         valid: bool (n,).
         folds: as in `sign`.
-        ngram: words in a shingle.
+        characters: as in `sign`.
+        ngram: as in `sign`.
+        scratch: as in `sign`.
         stops: out, int64 (n,): where each document's set ends in values.
         values: out, uint64, as many as the documents have bytes and documents together.
     """
-    most = 1
+    shingles = scratch[3]
+    most = 2
     for n in range(valid.size):
         most = max(most, offsets[n + 1] - offsets[n] + 1)
-    words = np.empty(most, np.uint64)
-    shingles = np.empty(most, np.uint64)
+    ordered = np.empty(most, np.uint64)
+    counts = np.empty(most + 2, np.int32)
     place = 0
     for n in range(valid.size):
         stop = offsets[n + 1] if valid[n] else offsets[n]
-        count = _shingles(data, offsets[n], stop, folds, ngram, words, shingles)
-        ordered = np.sort(shingles[:count])
-        for j in range(count):
-            if j == 0 or ordered[j] != ordered[j - 1]:
-                values[place] = ordered[j]
-                place += 1
+        count = _shingles(data, eights, offsets[n], stop, folds, characters, ngram, scratch)
+        place = _sorted_set(shingles, count, counts, ordered, values, place)
         stops[n] = place

@@ -1,136 +1,163 @@
-"""Compiled parts of the walk: candidates' components, and who is kept."""
+"""Compiled walk: documents in the order of the keep policy, each kept or dropped by a kept one."""
 
 import numba
 import numpy as np
 
 kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-
-@kernel
-def _root(parents, i):
-    while parents[i] != i:
-        parents[i] = parents[parents[i]]
-        i = parents[i]
-    return i
+SKETCH = 256
+"""Values of the union of two sets after which a hopeless comparison ends, see `least_in_sketch`."""
+STRIDE = 64
+PAGES = 8192
+"""Bytes that a comparison may bring into memory beside the two sets."""
 
 
 @kernel
-def join_groups(order, hashes, parents):
-    """Joins the documents of equal hash; the smallest number becomes the root.
+def least_in_sketch(numerator, denominator):
+    """Returns how many of the first SKETCH values two sets share at least if they are similar.
 
-    Args:
-        order: int64 (n,), the documents in ascending order of hash.
-        hashes: uint64 (n,), the hash of each document.
-        parents: int64 (n,), in and out.
+    Sets are in the order of their hashes, so the first values of the union are a random sample of
+    it and the shared ones among them follow a binomial distribution: six standard deviations under
+    its mean lies one pair of similar sets in a billion.
+    Source: Broder 1997, On the resemblance and containment of documents (bottom sketches).
     """
-    for i in range(1, order.size):
-        if hashes[order[i]] == hashes[order[i - 1]]:
-            a = _root(parents, order[i])
-            b = _root(parents, order[i - 1])
-            if a < b:
-                parents[b] = a
-            elif b < a:
-                parents[a] = b
+    share = numerator / denominator
+    return int(SKETCH * share - 6 * np.sqrt(SKETCH * share * (1 - share)))
 
 
 @kernel
-def find_roots(parents):
-    """Makes every document's parent its root."""
-    for i in range(parents.size):
-        parents[i] = _root(parents, i)
+def _common(values, a, a_stop, b, b_stop, needed, least):
+    """Returns how many values two ascending sets share, or -1 as soon as it is under `needed`.
 
-
-@kernel
-def _common(values, a, a_stop, b, b_stop):
-    """Returns how many values two ascending sets share."""
+    With `least` above 0 it is also -1 where fewer than so many of the first SKETCH of the union are
+    shared.
+    """
     common = 0
+    a_misses, b_misses = a_stop - a - needed, b_stop - b - needed
+    a_start, b_start = a, b
+    steps = 0
     while a < a_stop and b < b_stop:
-        left, right = values[a], values[b]
-        common += left == right
-        a += left <= right
-        b += right <= left
-    return common
+        for _ in range(STRIDE):
+            left, right = values[a], values[b]
+            common += left == right
+            a += left <= right
+            b += right <= left
+            if a == a_stop or b == b_stop:
+                break
+        if a - a_start - common > a_misses or b - b_start - common > b_misses:
+            return -1
+        steps += STRIDE
+        if steps == SKETCH and common < least:
+            return -1
+    return common if common >= needed else -1
 
 
 @kernel
-def walk(offsets, values, member_offsets, members, num_groups, numerator, denominator, anchors):
+def walk(
+    first,
+    budget,
+    offsets,
+    values,
+    member_offsets,
+    members,
+    kept_starts,
+    kept,
+    num_kept,
+    seen,
+    shared,
+    comparison,
+    anchors,
+    similarity,
+    skipped,
+):
     """Walks documents in order; one that is similar to a kept one is dropped.
 
-    A document is compared with the kept documents that share a group with it, in their order, and
-    dropped by the first whose Jaccard similarity is at least numerator / denominator.
+    A document is compared with kept documents that share a group with it. Each group proposes the
+    first `max_anchors` that were kept of it; of these the `max_anchors` that share most groups are
+    compared, ties in order, and the first that is similar enough drops the document.
 
     Args:
+        first: the document to go on with.
+        budget: bytes of sets that may be read before the walk returns.
         offsets: int64 (n + 1,), where each document's set lies in values.
         values: uint64, ascending within a set.
         member_offsets: int64 (n + 1,), where each document's groups lie in members.
         members: int64, the groups of each document.
-        num_groups: groups are numbered from 0 to this.
-        numerator: of the least similarity.
-        denominator: of the least similarity.
+        kept_starts: int64 (groups + 1,), room for `max_anchors` of each group or all its members.
+        kept: int64, in and out: the documents kept of each group, in order.
+        num_kept: int64 (groups,), in and out: how many there are, also where there is no room.
+        seen: int64 (n,), -1 at the start.
+        shared: int64 (n,), scratch.
+        comparison: `pipelines.global_step.Comparison` as a tuple.
         anchors: out, int64 (n,): the kept document that drops it, or -1.
+        similarity: out, float64 (n,): the similarity to the anchor, 0 for a kept document.
+        skipped: out, int32 (n,): for a kept document the kept ones of its groups that it was not
+            compared with though their sizes allow it; those without room count in each group.
 
     Returns:
-        float64 (n,): the similarity to the anchor, 0 for a kept document.
+        The document to go on with, n at the end.
     """
+    containment, numerator, denominator, max_anchors = comparison
+    least = 0 if containment else least_in_sketch(numerator, denominator)
     n = offsets.size - 1
-    sizes = np.zeros(num_groups + 1, np.int64)
-    for m in range(members.size):
-        sizes[members[m] + 1] += 1
-    starts = np.cumsum(sizes)
-    kept = np.empty(members.size, np.int64)  # the kept documents of each group, in order
-    num_kept = np.zeros(num_groups, np.int64)
-    seen = np.full(n, -1, np.int64)
-    candidates = np.empty(n, np.int64)
-    similarity = np.zeros(n, np.float64)
-    for d in range(n):
+    places = np.empty(n, np.int64)
+    read = 0
+    for d in range(first, n):
+        if read > budget:
+            return d
+        size = offsets[d + 1] - offsets[d]
         count = 0
+        left_out = 0
+        most = 0
         for m in range(member_offsets[d], member_offsets[d + 1]):
             group = members[m]
-            for k in range(starts[group], starts[group] + num_kept[group]):
-                if seen[kept[k]] != d:
-                    seen[kept[k]] = d
-                    candidates[count] = kept[k]
-                    count += 1
+            exposed = min(num_kept[group], max_anchors)
+            left_out += num_kept[group] - exposed
+            for k in range(kept_starts[group], kept_starts[group] + exposed):
+                other = kept[k]
+                if seen[other] != d:
+                    seen[other] = d
+                    shared[other] = 0
+                    other_size = offsets[other + 1] - offsets[other]
+                    if containment:
+                        possible = other_size * denominator >= numerator * size
+                    else:
+                        smaller, larger = min(size, other_size), max(size, other_size)
+                        possible = smaller * denominator >= numerator * larger
+                    if possible:
+                        places[count] = other
+                        count += 1
+                shared[other] += 1
+                most = max(most, shared[other])
+        for c in range(count):
+            places[c] += (most - shared[places[c]]) * n
+        ordered = np.sort(places[:count])
         anchors[d] = -1
-        size = offsets[d + 1] - offsets[d]
-        for other in np.sort(candidates[:count]):
+        similarity[d] = 0
+        skipped[d] = 0
+        compared = min(count, max_anchors)
+        for c in range(compared):
+            other = ordered[c] % n
             other_size = offsets[other + 1] - offsets[other]
-            if min(size, other_size) * denominator < numerator * max(size, other_size):
-                continue
-            common = _common(values, offsets[d], offsets[d + 1], offsets[other], offsets[other + 1])
-            union = size + other_size - common
-            if common * denominator >= numerator * union:
+            if containment:
+                needed = -(-numerator * size // denominator)
+            else:
+                needed = -(-numerator * (size + other_size) // (numerator + denominator))
+            read += 8 * (size + other_size) + PAGES
+            start, other_start = offsets[d], offsets[other]
+            stop, other_stop = offsets[d + 1], offsets[other + 1]
+            common = _common(values, start, stop, other_start, other_stop, needed, least)
+            if common >= 0:
                 anchors[d] = other
-                similarity[d] = common / union
+                of = size if containment else size + other_size - common
+                similarity[d] = common / of
                 break
-        if anchors[d] < 0:
-            for m in range(member_offsets[d], member_offsets[d + 1]):
-                group = members[m]
-                kept[starts[group] + num_kept[group]] = d
-                num_kept[group] += 1
-    return similarity
-
-
-@kernel
-def pair_similarities(offsets, values, left, right, numerator, denominator):
-    """Returns the Jaccard similarity of each pair, or -1 where it is under the least one.
-
-    Args:
-        offsets: int64 (n + 1,), where each document's set lies in values.
-        values: uint64, ascending within a set.
-        left: int64 (pairs,).
-        right: int64 (pairs,).
-        numerator: of the least similarity.
-        denominator: of the least similarity.
-    """
-    similarity = np.full(left.size, -1.0)
-    for p in range(left.size):
-        a, b = left[p], right[p]
-        size, other_size = offsets[a + 1] - offsets[a], offsets[b + 1] - offsets[b]
-        if min(size, other_size) * denominator < numerator * max(size, other_size):
+        if anchors[d] >= 0:
             continue
-        common = _common(values, offsets[a], offsets[a + 1], offsets[b], offsets[b + 1])
-        union = size + other_size - common
-        if common * denominator >= numerator * union:
-            similarity[p] = common / union
-    return similarity
+        skipped[d] = left_out + count - compared
+        for m in range(member_offsets[d], member_offsets[d + 1]):
+            group = members[m]
+            if num_kept[group] < max_anchors:
+                kept[kept_starts[group] + num_kept[group]] = d
+            num_kept[group] += 1
+    return n

@@ -1,8 +1,8 @@
-"""Key files: the fixed-width keys of a unit, sorted by group, as memory-mapped arrays.
+"""Key files: the fixed-width keys of a unit as memory-mapped arrays.
 
-Sorted, a bucket of groups is one slice of each unit's file, so grouping reads every key once and
-holds one bucket at a time. The words of the groups are stored one after the other, so that the
-band of a PairStep, too, is one slice.
+Those of a GroupStep are sorted by group: a bucket of groups is one slice of each unit's file, so
+grouping reads every key once and holds one bucket at a time. Those of a PairStep stay in order of
+row. The words of the groups are stored one after the other, so that a band is one slice.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.global_step import Keys
 
-ARRAYS = ("group", "rank", "id", "row")
+ARRAYS = ("group", "rank", "id", "row", "size")
 KEY_BYTES = 56  # a key with two ranks; more ranks add 8 bytes each
 
 
@@ -24,17 +24,23 @@ def merge_keys(parts: Sequence[Keys]) -> Keys:
     return Keys(*(np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS))
 
 
-def save_keys(folder: Path, keys: Keys) -> None:
-    """Writes the keys, sorted by group, as four .npy files."""
-    order = np.lexsort((keys.row, *reversed(keys.group.T)))
+def save_keys(folder: Path, keys: Keys, by_group: bool) -> None:
+    """Writes the keys, sorted by group or in order of row, as .npy files."""
+    order = np.lexsort((keys.row, *reversed(keys.group.T))) if by_group else slice(None)
     for name in ARRAYS:
-        array = getattr(keys, name)[order]
+        array = getattr(keys, name)
+        array = array[order] if len(array) else array
         np.save(folder / f"{name}.npy", np.asfortranarray(array) if name == "group" else array)
+
+
+def load_array(folder: Path, name: str) -> np.ndarray:
+    """Maps one of the arrays of a unit's keys into memory."""
+    return np.load(folder / f"{name}.npy", mmap_mode="r")
 
 
 def load_keys(folder: Path) -> Keys:
     """Maps the keys of a unit into memory."""
-    return Keys(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
+    return Keys(*(load_array(folder, name) for name in ARRAYS))
 
 
 def bucket_slice(keys: Keys, bucket: int, buckets: int) -> Keys:

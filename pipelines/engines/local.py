@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,14 +22,8 @@ import pyarrow as pa
 
 from pipelines.atomic import written
 from pipelines.engines.job import Job
-from pipelines.engines.key_files import KEY_BYTES
-from pipelines.engines.pair_stages import (
-    SET_COPIES,
-    check_memory,
-    link,
-    set_unit,
-    walk_package,
-)
+from pipelines.engines.key_files import KEY_BYTES, load_array
+from pipelines.engines.pair_stages import band_parts, link, link_band, set_unit, walk_package
 from pipelines.engines.phase_files import mark_complete, verdicts_complete
 from pipelines.engines.stages import group_bucket
 from pipelines.global_step import PairStep
@@ -141,34 +136,38 @@ class LocalEngine:
 
     def _group(self, phase: int, num_keys: int) -> None:
         name, needed = self._job.global_step(phase).name, num_keys * KEY_BYTES * KEY_COPIES
-        buckets = self._settled(phase, 1 + needed // self.worker_memory)
+        buckets = _settled(self._job.verdicts(phase), 1 + needed // self.worker_memory)
         with progress(f"group ({name})", buckets, "bucket") as bar:
             items = [(phase, bucket, buckets) for bucket in range(buckets)]
             self.each(group_bucket, items, [1] * buckets, bar)
 
     def _compare(self, phase: int, num_keys: int) -> None:
-        name, plan = self._job.global_step(phase).name, self._job.plan
-        check_memory(name, num_keys, self.worker_memory)
-        with progress(f"link ({name})", 1, "task") as bar:
-            self.each(link, [(phase,)], [1], bar)
+        job, plan = self._job, self._job.plan
+        name = job.global_step(phase).name
+        needed = band_parts(job, phase, num_keys, self.worker_memory)
+        parts = _settled(job.links(phase), needed)
+        num_bands = load_array(job.phase_folder(phase, 0), "group").shape[1]
+        with progress(f"link ({name})", num_bands * parts + 1, "task") as bar:
+            items = [(phase, b, part, parts) for b in range(num_bands) for part in range(parts)]
+            self.each(link_band, items, [1] * len(items), bar)
+            (packages,) = self.each(link, [(phase,)], [1], bar)
         with progress(f"gather sets ({name})", plan.size, "B") as bar:
             items = [(phase, unit) for unit in range(len(plan.units))]
-            values = sum(self.each(set_unit, items, [unit.size for unit in plan.units], bar))
-        needed = values * 8 * SET_COPIES * self.workers
-        packages = self._settled(phase, 1 + needed // self.worker_memory)
+            self.each(set_unit, items, [unit.size for unit in plan.units], bar)
         with progress(f"compare ({name})", packages, "package") as bar:
-            items = [(phase, part, packages, self.worker_memory) for part in range(packages)]
+            items = [(phase, package, self.worker_memory) for package in range(packages)]
             self.each(walk_package, items, [1] * packages, bar)
 
-    def _settled(self, phase: int, enough: int) -> int:
-        """Returns into how many parts the verdicts go: enough, and those of a continued run."""
-        path = self._job.verdicts(phase) / "parts"
-        if path.exists() and int(path.read_text("utf-8")) < enough:
-            shutil.rmtree(path.parent)
-        if not path.exists():
-            with written(path) as temporary:
-                temporary.write_text(str(enough), "utf-8")
-        return int(path.read_text("utf-8"))
+
+def _settled(folder: Path, enough: int) -> int:
+    """Returns into how many parts the work in a folder goes: enough, and those of earlier runs."""
+    path = folder / "parts"
+    if path.exists() and int(path.read_text("utf-8")) < enough:
+        shutil.rmtree(folder)
+    if not path.exists():
+        with written(path) as temporary:
+            temporary.write_text(str(enough), "utf-8")
+    return int(path.read_text("utf-8"))
 
 
 def _start(job: Job, stop: Any) -> None:

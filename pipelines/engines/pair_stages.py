@@ -1,142 +1,175 @@
 """The stages of a PairStep, between map_unit and write_unit.
 
-    link           the keys of all units: who is to be compared with whom (one task, in memory)
+    link_band      one key of all documents: which of them share it
+    link           the components of documents that share keys, in packages (one task)
     set_unit       the sets of a unit's candidates
-    walk_package   some components of candidates, walked in order: verdicts
+    walk_package   the components of a package, walked in order: verdicts
 
-The link is the one place where something that grows with the dataset is held in memory; it is
-refused where it does not fit.
+Documents are numbered through all units. `link` is the one place where something that grows with
+the dataset is held in memory, 48 bytes a document; a component whose sets do not fit is walked
+from a file.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipelines.atomic import written_folder
-from pipelines.dedup.links import BYTES_PER_DOCUMENT, Candidates, candidates
-from pipelines.dedup.walk_kernels import walk
-from pipelines.document import id_strings
+from pipelines.atomic import written, written_folder
+from pipelines.dedup.links import (
+    BAND_BYTES,
+    CHUNK,
+    JOIN_BYTES,
+    components,
+    shared_documents,
+    unpacked,
+)
+from pipelines.dedup.walk import Candidates, lined_up, verdicts, walk_line
 from pipelines.engines.job import Job
-from pipelines.engines.key_files import load_keys
-from pipelines.engines.phase_files import kept_batches, save_verdicts
-from pipelines.global_step import VERDICTS, Keys, PairStep
+from pipelines.engines.key_files import load_array, load_keys
+from pipelines.engines.phase_files import save_verdicts
+from pipelines.engines.set_files import Sets, save_sets
+from pipelines.global_step import PairStep
 
-SET_COPIES = 3
-"""Walking a package takes about this many times the bytes of its sets."""
+PACKAGE_VALUES = 4 << 20
+"""Values that the sets of a package have together, unless one component has more: 32 MB."""
+BAND_SHARE, SETS_SHARE = 0.5, 0.25
+"""Shares of a worker's memory that a band's keys and a component's sets may take."""
 
 
-def check_memory(name: str, num_keys: int, memory: int) -> None:
-    """Refuses what `link` could not hold.
+def band_parts(job: Job, phase: int, num_keys: int, memory: int) -> int:
+    """Returns in how many ranges of hashes `link_band` has to look at a band.
 
     Raises:
-        RuntimeError: the keys of all documents take more than the memory of one worker.
+        RuntimeError: `link` would not fit into the memory.
     """
-    needed = num_keys * BYTES_PER_DOCUMENT
+    needed = num_keys * JOIN_BYTES
     if needed > memory:
         raise RuntimeError(
-            f"{name}: linking {num_keys:,} documents takes {needed >> 20} MiB, a worker has "
-            f"{memory >> 20} MiB. Give more --memory or fewer --workers."
+            f"{job.global_step(phase).name}: linking {num_keys:,} documents takes "
+            f"{needed >> 20} MiB, a worker has {memory >> 20} MiB. Give more --memory or fewer "
+            f"--workers."
         )
+    return 1 + int(num_keys * BAND_BYTES // (BAND_SHARE * memory))
 
 
-def link(job: Job, phase: int) -> None:
-    """Finds the candidates among the documents of all units."""
-    folder = job.links(phase)
-    if folder.is_dir():
+def link_band(job: Job, phase: int, band: int, part: int, parts: int) -> None:
+    """Finds the documents that share a key; of hashes only one of equal ranges is looked at."""
+    target = job.links(phase) / f"band-{band:04d}-{part:04d}.npy"
+    if target.exists():
         return
-    units = range(len(job.plan.units))
-    parts = [load_keys(job.phase_folder(phase, unit)) for unit in units]
-    counts = [len(part.row) for part in parts]
-    unit = np.repeat(np.array(units, np.int32), counts)
-    none = np.zeros((sum(counts), 0), np.uint64)
-    rank, ids, row = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("rank", "id", "row")
+    low, high = part * 2**64 // parts, (part + 1) * 2**64 // parts - 1
+    hashes, documents = [], []
+    first = 0
+    for unit in range(len(job.plan.units)):
+        mine = np.asarray(load_array(job.phase_folder(phase, unit), "group")[:, band])
+        number = np.arange(first, first + len(mine))
+        first += len(mine)
+        if parts > 1:
+            within = (mine >= np.uint64(low)) & (mine <= np.uint64(high))
+            mine, number = mine[within], number[within]
+        hashes.append(mine)
+        documents.append(number)
+    found = shared_documents(np.concatenate(hashes), np.concatenate(documents))
+    with written(target) as temporary, temporary.open("wb") as stream:
+        np.save(stream, found)
+
+
+def link(job: Job, phase: int) -> int:
+    """Joins the documents that share keys; returns the number of packages of components."""
+    folder = job.links(phase) / "roots"
+    if not folder.is_dir():
+        units = range(len(job.plan.units))
+        sizes = [load_array(job.phase_folder(phase, unit), "size") for unit in units]
+        first = np.append(0, np.cumsum([len(part) for part in sizes]))
+        groups = (np.load(path) for path in _bands(job, phase))
+        roots, bounds = components(groups, np.concatenate(sizes), PACKAGE_VALUES)
+        with written_folder(folder) as temporary:
+            np.save(temporary / "first.npy", first)
+            np.save(temporary / "roots.npy", roots)
+            np.save(temporary / "bounds.npy", bounds)
+    return len(np.load(folder / "bounds.npy")) - 1
+
+
+def _bands(job: Job, phase: int) -> list[Path]:
+    return sorted(job.links(phase).glob("band-*.npy"))
+
+
+def set_unit(job: Job, phase: int, unit: int) -> None:
+    """Writes the sets of a unit's candidates."""
+    if job.sets(phase, unit).is_dir():
+        return
+    folder = job.links(phase) / "roots"
+    first = np.load(folder / "first.npy")
+    roots = np.load(folder / "roots.npy", mmap_mode="r")[first[unit] : first[unit + 1]]
+    rows = load_array(job.phase_folder(phase, unit), "row")[np.flatnonzero(roots >= 0)]
+    save_sets(job.sets(phase, unit), pair_step(job, phase), job.phase_folder(phase, unit), rows)
+
+
+def walk_package(job: Job, phase: int, package: int, memory: int) -> None:
+    """Walks the components of one package and writes their verdicts."""
+    target = job.verdicts(phase) / f"{package:05d}.arrow"
+    if target.exists():
+        return
+    found = _package(job, phase, package)
+    save_verdicts(target, walked(job, phase, found, memory))
+
+
+def _package(job: Job, phase: int, package: int) -> Candidates:
+    folder = job.links(phase) / "roots"
+    roots = np.load(folder / "roots.npy", mmap_mode="r")
+    low, high = np.load(folder / "bounds.npy")[package : package + 2]
+    members, groups = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    num_groups = 0
+    for entries in _entries(job, phase):
+        documents, starts = unpacked(entries)
+        number = np.cumsum(starts) + num_groups
+        num_groups = int(number[-1])
+        root = roots[documents]
+        mine = (root >= low) & (root < high)
+        members.append(documents[mine])
+        groups.append(number[mine])
+    documents, member = np.unique(np.concatenate(members), return_inverse=True)
+    first = np.load(folder / "first.npy")
+    unit = np.searchsorted(first, documents, "right") - 1
+    width = load_array(job.phase_folder(phase, 0), "rank").shape[1] + 2
+    place = np.empty((len(documents), width), np.uint64)
+    row = np.empty(len(documents), np.int64)
+    for number in np.unique(unit):
+        mine = np.flatnonzero(unit == number)
+        keys = load_keys(job.phase_folder(phase, int(number)))
+        index = documents[mine] - first[number]
+        place[mine] = np.concatenate([keys.rank[index], keys.id[index]], axis=1)
+        row[mine] = keys.row[index]
+    return Candidates(
+        roots[documents], place, unit.astype(np.int32), row, member, np.concatenate(groups)
     )
-    order = Keys(none, rank, ids, row).order()
-    del rank
-    bands = (
-        np.concatenate([part.group[:, band] for part in parts])
-        for band in range(parts[0].group.shape[1])
-    )
-    found = candidates(order, unit, row, ids, bands)
-    with written_folder(folder) as temporary:
-        found.save(temporary)
 
 
-def set_unit(job: Job, phase: int, unit: int) -> int:
-    """Writes the sets of a unit's candidates and returns how many values they have together."""
-    folder = job.sets(phase, unit)
-    if folder.is_dir():
-        return len(np.load(folder / "values.npy", mmap_mode="r"))
-    found = Candidates.load(job.links(phase))
-    return save_sets(job, phase, unit, np.sort(found.row[found.unit == unit]))
+def _entries(job: Job, phase: int) -> Iterator[np.ndarray]:
+    """Yields what `link_band` found in pieces; a group may be parted, its number goes on."""
+    for path in _bands(job, phase):
+        stored = np.load(path, mmap_mode="r")
+        for start in range(0, len(stored), CHUNK):
+            yield np.asarray(stored[start : start + CHUNK])
 
 
-def save_sets(job: Job, phase: int, unit: int, rows: np.ndarray) -> int:
-    """Writes the sets of some of a unit's documents; returns how many values they have together.
+def walked(job: Job, phase: int, found: Candidates, memory: int) -> pa.Table:
+    """Walks candidates, component by component, and returns their VERDICTS.
 
     Args:
         job: the job.
         phase: that ends in a PairStep.
-        unit: the work unit.
-        rows: int64, ascending, the documents' places in the unit.
+        found: whole components, of which the sets are saved.
+        memory: bytes; sets that take more than a quarter are walked from a file.
     """
-    step = pair_step(job, phase)
-    sizes: list[np.ndarray] = [np.zeros(1, np.int64)]
-    values: list[np.ndarray] = [np.zeros(0, np.uint64)]
-    for batch in kept_batches(job.phase_folder(phase, unit)) if len(rows) else ():
-        chosen = np.flatnonzero(np.isin(batch.column(0).to_numpy(), rows, assume_unique=True))
-        offsets, part = step.sets(batch.take(pa.array(chosen)))
-        sizes.append(np.diff(offsets))
-        values.append(part)
-    whole = np.concatenate(values)
-    with written_folder(job.sets(phase, unit)) as temporary:
-        np.save(temporary / "rows.npy", rows)
-        np.save(temporary / "offsets.npy", np.cumsum(np.concatenate(sizes)))
-        np.save(temporary / "values.npy", whole)
-    return len(whole)
-
-
-def walk_package(job: Job, phase: int, package: int, packages: int, memory: int) -> None:
-    """Walks the components of one package and writes their verdicts.
-
-    Raises:
-        RuntimeError: the sets of one component take more than the memory.
-    """
-    target = job.verdicts(phase) / f"{package:05d}.arrow"
-    if target.exists():
-        return
-    step = pair_step(job, phase)
-    found = Candidates.load(job.links(phase))
-    folders = {unit: job.sets(phase, unit) for unit in range(len(job.plan.units))}
-    starts, sizes = set_places(folders, found.unit, found.row)
-    part = _part(found.component, sizes, package, packages)
-    needed = int(sizes[part].sum()) * 8 * SET_COPIES
-    if needed > memory:
-        raise RuntimeError(
-            f"{step.name}: a group of {part.stop - part.start:,} documents that may be alike takes "
-            f"{needed >> 20} MiB, a worker has {memory >> 20} MiB. Give more --memory or fewer "
-            f"--workers, or more num_rows, which links fewer documents."
-        )
-    unit = np.asarray(found.unit[part])
-    values = gather_sets(folders, unit, starts[part], sizes[part])
-    member_offsets = np.asarray(found.member_offsets[part.start : part.stop + 1])
-    members = np.asarray(found.members[member_offsets[0] : member_offsets[-1]])
-    least = members.min() if len(members) else 0
-    num_groups = int(members.max() - least + 1) if len(members) else 0
-    anchors = np.empty(len(unit), np.int64)
-    similarity = walk(
-        np.append(0, np.cumsum(sizes[part])),
-        values,
-        member_offsets - member_offsets[0],
-        members - least,
-        num_groups,
-        *step.least_similarity(),
-        anchors,
-    )
-    save_verdicts(target, _verdicts(found, part, anchors, similarity))
+    line = lined_up(found)
+    folders = {int(number): job.sets(phase, int(number)) for number in np.unique(line.unit)}
+    sets = Sets(folders, line.unit, line.row, int(memory * SETS_SHARE))
+    comparison = pair_step(job, phase).comparison()
+    result = walk_line(line, sets.offsets, sets.values, comparison, sets.budget, sets.give_back)
+    return verdicts(line, result)
 
 
 def pair_step(job: Job, phase: int) -> PairStep:
@@ -145,62 +178,3 @@ def pair_step(job: Job, phase: int) -> PairStep:
     if not isinstance(step, PairStep):
         raise ValueError(f"{step.name} does not compare pairs")
     return step
-
-
-def set_places(
-    folders: dict[int, Path], unit: np.ndarray, row: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where each document's set begins in its unit's file, and its size."""
-    starts, sizes = np.zeros((2, len(row)), np.int64)
-    for number, folder in folders.items():
-        mine = np.flatnonzero(unit == number)
-        place = np.load(folder / "rows.npy").searchsorted(row[mine])
-        offsets = np.load(folder / "offsets.npy")
-        starts[mine] = offsets[place]
-        sizes[mine] = offsets[place + 1] - offsets[place]
-    return starts, sizes
-
-
-def _part(component: np.ndarray, sizes: np.ndarray, package: int, packages: int) -> slice:
-    """Returns the candidates of a package: whole components, with about as many values each."""
-    weight = np.bincount(component, weights=sizes)
-    before = np.cumsum(weight) - weight
-    share = np.minimum(before * packages // max(1, weight.sum()), packages - 1)
-    start, stop = share[component].searchsorted([package, package + 1])
-    return slice(int(start), int(stop))
-
-
-def gather_sets(
-    folders: dict[int, Path], unit: np.ndarray, starts: np.ndarray, sizes: np.ndarray
-) -> np.ndarray:
-    """Returns the sets of documents, one after the other."""
-    stops = np.cumsum(sizes)
-    values = np.empty(int(sizes.sum()), np.uint64)
-    for number in np.unique(unit):
-        stored = np.load(folders[int(number)] / "values.npy", mmap_mode="r")
-        for place in np.flatnonzero(unit == number):
-            size, start = sizes[place], starts[place]
-            values[stops[place] - size : stops[place]] = stored[start : start + size]
-    return values
-
-
-def _verdicts(
-    found: Candidates, part: slice, anchors: np.ndarray, similarity: np.ndarray
-) -> pa.Table:
-    """Returns VERDICTS on the documents that were dropped and on those that they are like."""
-    dropped = anchors >= 0
-    heads = np.where(dropped, anchors, np.arange(len(anchors)))
-    size = np.bincount(heads, minlength=len(anchors))[heads]
-    named = np.flatnonzero(size > 1)
-    gone = pa.array(dropped[named])
-    none = pa.scalar(None)
-    ids = np.asarray(found.id[part])[heads[named]]
-    columns = {
-        "unit": np.asarray(found.unit[part])[named],
-        "row": np.asarray(found.row[part])[named],
-        "dropped": gone,
-        "matched_id": pc.if_else(gone, id_strings(ids), none),
-        "similarity": pc.if_else(gone, similarity[named].astype(np.float32), none),
-        "cluster_size": size[named].astype(np.int32),
-    }
-    return pa.table(columns, schema=VERDICTS)

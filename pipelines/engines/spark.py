@@ -35,6 +35,7 @@ from pipelines.progress import Bar, progress
 
 POLL_S = 0.5
 LOOPBACK = ("127.0.0.1", "localhost")
+KEY = ["band", "hash"]
 
 
 class SparkEngine:
@@ -155,89 +156,46 @@ class SparkEngine:
         return together.mapInArrow(tasks.Decide(step), tasks.VERDICT_COLUMNS)
 
     def _compare(self, phase: int, folder: Path) -> DataFrame:
-        """Pairs the documents that share a key, verifies each pair, and walks in rounds."""
+        """Brings the documents that share keys together, component by component, and walks them."""
         read = tasks.BandKeys(self._shared, phase)
         keys = self._units().mapInArrow(read, tasks.BAND_KEY_COLUMNS)
-        groups = keys.groupBy("band", "hash").agg(f.count("*").alias("n")).where("n > 1")
-        members = keys.join(groups.drop("n"), ["band", "hash"])
+        groups = keys.groupBy(*KEY).agg(f.count("*").alias("n")).where("n > 1")
+        members = keys.join(groups.drop("n"), KEY)
         members = self._kept(members, folder / "members")
         candidates = members.select("doc", f.shiftright("doc", tasks.ROW_BITS).alias("unit"))
         by_unit = candidates.distinct().groupBy("unit")
         write = tasks.Sets(self._shared, phase)
         sets = by_unit.applyInArrow(lambda unit: write(unit), "doc long")  # Spark counts parameters
         sets.agg({"doc": "sum"}).collect()
-        left, right = (
-            members.select(
-                "band", "hash", f.col("doc").alias(x), f.col("place").alias(f"place_{x}")
-            )
-            for x in "ab"
-        )
-        pairs = (
-            left.join(right, ["band", "hash"])
-            .where("place_a < place_b")
-            .select("a", "b", "place_a")
-            .distinct()
-        )
-        verified = pairs.mapInArrow(tasks.Verify(self._shared, phase), tasks.PAIR_COLUMNS)
-        edges = self._kept(verified, folder / "pairs")
-        state = self._walk(edges, folder)
-        kept = state.where("state = 1").select(f.col("doc").alias("a"))
-        dropped = state.where("state = 2").select(f.col("doc").alias("b"))
-        match = (
-            edges.join(kept, "a")
-            .join(dropped, "b")
-            .groupBy("b")
-            .agg(f.min(f.struct("place_a", "a", "similarity")).alias("match"))
-            .select("b", "match.*")
-        )
-        sizes = match.groupBy("a").agg((f.count("*") + 1).cast("int").alias("cluster_size"))
-        gone = match.join(sizes, "a").select(
-            f.col("b").alias("doc"), "place_a", "similarity", "cluster_size"
-        )
-        anchors = sizes.select(
-            f.col("a").alias("doc"),
-            f.lit(None).cast("binary").alias("place_a"),
-            f.lit(None).cast("double").alias("similarity"),
-            "cluster_size",
-        )
-        named = gone.unionByName(anchors)
-        return named.mapInArrow(tasks.name_documents, tasks.VERDICT_COLUMNS)
+        labels = self._components(members.drop("place"), folder)
+        together = members.join(labels, "doc").repartition("label")
+        return together.mapInArrow(tasks.Walk(self._shared, phase), tasks.VERDICT_COLUMNS)
 
     def _kept(self, frame: DataFrame, path: Path) -> DataFrame:
         """Writes a frame, so that what follows does not compute it again."""
         frame.write.parquet(str(path))
         return self._spark.read.parquet(str(path))
 
-    def _walk(self, edges: DataFrame, folder: Path) -> DataFrame:
-        """Decides in rounds: kept without an earlier match, dropped by an earlier kept one.
+    def _components(self, members: DataFrame, folder: Path) -> DataFrame:
+        """Labels each document with the smallest one of its component, in rounds.
 
-        States are 0 undecided, 1 kept, 2 dropped. Each round decides at least the first document
-        that is undecided; what comes out is the walk in the order of the keep policy.
+        In a round a document takes the smallest label of its groups, and then that document's own
+        label: how far labels travel doubles, so a chain of n documents takes some log2 n rounds.
         """
-        later = edges.select(f.col("b").alias("doc")).distinct()
-        first = edges.select(f.col("a").alias("doc")).distinct().join(later, "doc", "left_anti")
-        state = first.withColumn("state", f.lit(1)).unionByName(later.withColumn("state", f.lit(0)))
+        labels = members.groupBy("doc").agg(f.min("doc").alias("label"))
         number = 0
         while True:
-            state = self._kept(state, folder / f"round-{number}")
-            if state.where("state = 0").isEmpty():
-                return state
+            low = members.join(labels, "doc").groupBy(*KEY).agg(f.min("label").alias("low"))
+            nearest = members.join(low, KEY).groupBy("doc").agg(f.min("low").alias("near"))
+            nearest = self._kept(nearest, folder / f"nearest-{number}")
+            further = nearest.select(f.col("doc").alias("near"), f.col("near").alias("label"))
+            moved = nearest.join(further, "near").select("doc", "label")
+            moved = self._kept(moved, folder / f"labels-{number}")
+            changed = moved.join(labels.withColumnRenamed("label", "before"), "doc")
+            if changed.where("label <> before").isEmpty():
+                return moved
+            labels = moved
             number += 1
-            earlier = state.select(f.col("doc").alias("a"), f.col("state").alias("state_a"))
-            seen = (
-                edges.join(state.where("state = 0").select(f.col("doc").alias("b")), "b")
-                .join(earlier, "a")
-                .groupBy("b")
-                .agg(
-                    f.max(f.col("state_a") == 1).alias("matched"),
-                    f.max(f.col("state_a") == 0).alias("waits"),
-                )
-            )
-            decided = seen.select(
-                f.col("b").alias("doc"),
-                f.when(f.col("matched"), 2).when(f.col("waits"), 0).otherwise(1).alias("state"),
-            )
-            state = state.where("state <> 0").unionByName(decided)
 
 
 class _Moving:

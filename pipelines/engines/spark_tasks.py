@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.dedup.walk_kernels import pair_similarities
+from pipelines.dedup.walk import NO_LIMIT, Candidates
 from pipelines.engines.key_files import load_keys
-from pipelines.engines.pair_stages import gather_sets, pair_step, save_sets, set_places
+from pipelines.engines.pair_stages import pair_step, walked
 from pipelines.engines.phase_files import save_verdicts
+from pipelines.engines.set_files import save_sets
 from pipelines.global_step import VERDICTS, GroupStep, Keys
 
 ROW_BITS = 40
 """A unit has fewer than 2^40 documents, a dataset fewer than 2^23 units."""
 _ROW_MASK = (1 << ROW_BITS) - 1
-ID_BYTES = 16
 BATCH = 10_000
 
 GROUP_KEY_COLUMNS = "group_0 long, group_1 long, place binary, unit int, row long"
 BAND_KEY_COLUMNS = "band int, hash long, doc long, place binary"
-PAIR_COLUMNS = "a long, b long, place_a binary, similarity double"
 VERDICT_COLUMNS = (
-    "unit int, row long, dropped boolean, matched_id string, similarity float, cluster_size int"
+    "unit int, row long, dropped boolean, matched_id string, similarity float, cluster_size int, "
+    "skipped int"
 )
 
 
@@ -156,59 +156,44 @@ class Sets:
     phase: int
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Returns one row: how many values the sets have together."""
+        """Returns one row: how many documents there were."""
         _one_thread()
         docs = np.sort(table.column("doc").combine_chunks().to_numpy())
-        unit = int(docs[0]) >> ROW_BITS
-        values = save_sets(self.job.value, self.phase, unit, docs & _ROW_MASK)
-        return pa.table({"doc": pa.array([values], pa.int64())})
+        job, unit = self.job.value, int(docs[0]) >> ROW_BITS
+        target, folder = job.sets(self.phase, unit), job.phase_folder(self.phase, unit)
+        save_sets(target, pair_step(job, self.phase), folder, docs & _ROW_MASK)
+        return pa.table({"doc": pa.array([len(docs)], pa.int64())})
 
 
 @dataclass(frozen=True)
-class Verify:
-    """Keeps the pairs that are similar enough, by their sets."""
+class Walk:
+    """Walks the components of a partition; every component is whole in one."""
 
     job: Any
     phase: int
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yields a, b, place_a and the similarity."""
-        job = self.job.value
-        least = pair_step(job, self.phase).least_similarity()
-        for batch in batches:
-            if not batch.num_rows:
-                continue
-            docs = [batch.column(name).to_numpy() for name in ("a", "b")]
-            chosen, place = np.unique(np.concatenate(docs), return_inverse=True)
-            unit, row = chosen >> ROW_BITS, chosen & _ROW_MASK
-            folders = {int(number): job.sets(self.phase, int(number)) for number in np.unique(unit)}
-            starts, sizes = set_places(folders, unit, row)
-            values = gather_sets(folders, unit, starts, sizes)
-            offsets = np.append(0, np.cumsum(sizes))
-            left, right = place[: batch.num_rows], place[batch.num_rows :]
-            similarity = pair_similarities(offsets, values, left, right, *least)
-            alike = pa.array(similarity >= 0)
-            found = batch.append_column("similarity", pa.array(similarity)).filter(alike)
-            if found.num_rows:
-                yield found
-
-
-def name_documents(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Maps doc, place_a (null for a kept one), similarity, cluster_size to VERDICTS."""
-    for batch in batches:
-        docs = batch.column("doc").to_numpy()
-        places = batch.column("place_a")
-        gone = places.is_valid()
-        ids = [place and place[-ID_BYTES:].hex() for place in places.to_pylist()]
-        columns = [
-            pa.array((docs >> ROW_BITS).astype(np.int32)),
-            pa.array(docs & _ROW_MASK),
-            gone,
-            pa.array(ids, pa.string()),
-            batch.column("similarity").cast(pa.float32(), safe=False),
-            batch.column("cluster_size"),
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=VERDICTS)
+        """Maps band, hash, doc, place, label (equal in a component) to VERDICTS."""
+        parts = [batch for batch in batches if batch.num_rows]
+        if not parts:
+            return
+        _one_thread()
+        table = pa.Table.from_batches(parts).combine_chunks()
+        column = {name: table.column(name).combine_chunks() for name in table.column_names}
+        docs, first, member = np.unique(
+            column["doc"].to_numpy(), return_index=True, return_inverse=True
+        )
+        keys = np.stack([column["band"].to_numpy().astype(np.int64), column["hash"].to_numpy()])
+        _, group = np.unique(keys, axis=1, return_inverse=True)
+        found = Candidates(
+            root=column["label"].to_numpy()[first],
+            place=_words(column["place"].take(pa.array(first))),
+            unit=(docs >> ROW_BITS).astype(np.int32),
+            row=docs & _ROW_MASK,
+            member=member,
+            group=group.reshape(-1),
+        )
+        yield from _batches(walked(self.job.value, self.phase, found, NO_LIMIT))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ from pipelines.global_step import GroupStep, Keys, PairStep
 from pipelines.readers.reader import Tally
 from pipelines.statistics import Statistics
 
-LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
 PARTS = ("kept", "dropped", "ledger")
 
 
@@ -80,14 +79,15 @@ def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:
                     if part not in writers:
                         sink = pa.OSFile(str(temporary / f"{part}.arrow"), "wb")
                         stack.enter_context(sink)
-                        writer = pa.ipc.new_file(sink, batch.schema, options=LZ4)
+                        writer = pa.ipc.new_file(sink, batch.schema)
                         writers[part] = stack.enter_context(writer)
                     writers[part].write_batch(batch)
-                group, rank = step.keys(stretch.kept)
+                group, rank, *size = step.keys(stretch.kept)
                 ids = id_words(stretch.kept.column("id"))
-                keys.append(Keys(group, rank, ids, stretch.kept.column(0).to_numpy()))
+                row = stretch.kept.column(0).to_numpy()
+                keys.append(Keys(group, rank, ids, row, *size))
         merged = merge_keys(keys)
-        save_keys(temporary, merged)
+        save_keys(temporary, merged, isinstance(step, GroupStep))
         record = {"documents": documents, "keys": len(merged.row)}
         record |= {"records": dict(tally.records), "digests": tally.digests}
         write_json(temporary / "record.json", record)
@@ -155,10 +155,10 @@ def _stretches(job: Job, phase: int, unit: int, tally: Tally) -> Iterator[Stretc
     if phase == 0:
         yield from read_stretches(job, steps, unit, tally)
         return
-    rule = job.global_step(phase - 1).rule
+    step = job.global_step(phase - 1)
     verdicts = unit_verdicts(job, phase - 1, unit)
     for kept in kept_batches(job.phase_folder(phase - 1, unit)):
-        yield judged_stretch(job, steps, rule, kept, verdicts)
+        yield judged_stretch(job, steps, step, kept, verdicts)
 
 
 def _join_ledgers(job: Job, ledgers: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from pipelines.document import ERROR, KEY, document_ids, id_words
 from pipelines.engines.job import Job
 from pipelines.evaluate import evaluate, scatter
-from pipelines.layout import ERROR_RULE, FAILS, LEDGER_MATCH
+from pipelines.global_step import GlobalStep, PairStep
+from pipelines.layout import CLUSTER_SIZE, ERROR_RULE, FAILS, LEDGER_MATCH, SKIPPED
 from pipelines.readers.reader import Tally
 from pipelines.step import Step
 
@@ -52,14 +53,14 @@ def read_stretches(job: Job, steps: Sequence[Step], unit: int, tally: Tally) -> 
 
 
 def judged_stretch(
-    job: Job, steps: Sequence[Step], rule: str, kept: pa.RecordBatch, verdicts: pa.Table
+    job: Job, steps: Sequence[Step], step: GlobalStep, kept: pa.RecordBatch, verdicts: pa.Table
 ) -> Stretch:
     """Applies a global step's verdicts to a batch and runs the next phase's steps.
 
     Args:
         job: the job.
         steps: the row-local steps that follow.
-        rule: the global step's rule.
+        step: the global step.
         kept: what the phase before kept, `row` first.
         verdicts: the unit's VERDICTS, in order of row.
     """
@@ -72,9 +73,11 @@ def judged_stretch(
     column = {name: taken.column(name).combine_chunks() for name in taken.column_names}
     dropped = pc.fill_null(column["dropped"], False)
     ledger = {name: column[name] for name in LEDGER_MATCH.names}
-    ledger[FAILS + rule] = dropped
-    ledger[f"{rule}_cluster_size"] = pc.fill_null(column["cluster_size"], 1)
-    gone_by = pc.if_else(dropped, rule, pa.scalar(None, pa.string()))
+    ledger[FAILS + step.rule] = dropped
+    ledger[step.rule + CLUSTER_SIZE] = pc.fill_null(column["cluster_size"], 1)
+    if isinstance(step, PairStep):
+        ledger[step.rule + SKIPPED] = pc.fill_null(column["skipped"], 0)
+    gone_by = pc.if_else(dropped, step.rule, pa.scalar(None, pa.string()))
     batch = kept.select(kept.schema.names[1:])
     return _stretch(job, steps, batch, rows, gone_by, ledger)
 

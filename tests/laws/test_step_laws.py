@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import filters
 import pipelines
-from pipelines.dedup.links import candidates
-from pipelines.dedup.walk_kernels import walk
+from pipelines.dedup.walk import Candidates, lined_up, verdicts, walk_line
 from pipelines.document import CONTENT, CONTENT_TYPE, RESERVED, document_ids
 from pipelines.global_step import VERDICTS, GlobalStep, GroupStep, Keys, PairStep
 from pipelines.step import Editor, Filter, Step
@@ -175,12 +174,12 @@ def test_global_step_does_not_depend_on_order_or_batches(step, batch, seed, cut)
     from pipelines.document import id_words
 
     def keys_of(part):
-        group, rank = step.keys(part)
+        group, rank, *_ = step.keys(part)
         return group, rank
 
     parts = [keys_of(batch.slice(0, cut)), keys_of(batch.slice(cut))]
     group, rank = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    whole_group, whole_rank = step.keys(batch)
+    whole_group, whole_rank, *_ = step.keys(batch)
     assert (group == whole_group).all()
     assert (rank == whole_rank).all()
     n = batch.num_rows
@@ -197,12 +196,13 @@ def decided_by_groups(step: GroupStep, keys: Keys, batch: pa.RecordBatch) -> lis
     return verdicts.sort_by("row").to_pylist()
 
 
-def decided_by_pairs(step: PairStep, keys: Keys, batch: pa.RecordBatch) -> dict[int, int]:
-    unit = np.zeros(len(keys.row), np.int32)
-    found = candidates(keys.order(), unit, keys.row, keys.id, keys.group.T)
-    offsets, values = step.sets(batch.take(pa.array(found.row)))
-    anchors = np.empty(len(found.row), np.int64)
-    num_groups = int(found.members.max(initial=-1)) + 1
-    members = found.member_offsets, found.members, num_groups
-    walk(offsets, values, *members, *step.least_similarity(), anchors)
-    return {int(found.row[i]): int(found.row[a]) for i, a in enumerate(anchors) if a >= 0}
+def decided_by_pairs(step: PairStep, keys: Keys, batch: pa.RecordBatch) -> list[dict]:
+    n = len(keys.row)
+    _, group = np.unique(keys.group, return_inverse=True)
+    member = np.repeat(np.arange(n), keys.group.shape[1])
+    place = np.concatenate([keys.rank, keys.id], axis=1)
+    one = np.zeros(n, np.int64)
+    line = lined_up(Candidates(one, place, one, keys.row, member, group.reshape(-1)))
+    sets = step.sets(batch.take(pa.array(line.row)))
+    found = verdicts(line, walk_line(line, *sets, step.comparison()))
+    return found.sort_by("row").to_pylist()

@@ -18,8 +18,6 @@ from scipy.sparse import csr_array
 from pipelines.curate import Settings, curate
 from pipelines.dedup.fuzzy import FuzzyDedup
 from pipelines.dedup.keep import Longest
-from pipelines.dedup.links import candidates
-from pipelines.dedup.walk_kernels import walk
 from pipelines.document import document_ids
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe, Source
@@ -61,8 +59,10 @@ def words_of(text: str) -> list[str]:
     return [*words, current] if current else words
 
 
-def shingles_of(text: str | None, size: int = 5) -> set[tuple[str, ...]]:
-    words = words_of(text or "")
+def shingles_of(text: str | None, step: FuzzyDedup | None = None) -> set[tuple[str, ...]]:
+    words, size = words_of(text or ""), step.ngram_size if step else 5
+    if step and step.fold_digits:
+        words = ["".join("0" if c.isdecimal() else c for c in word) for word in words]
     return {tuple(words[i : i + size]) for i in range(max(1, len(words) - size + 1))} - {()}
 
 
@@ -82,60 +82,55 @@ TEXTS = st.lists(
 )
 
 
-@given(TEXTS)
+@given(TEXTS, st.integers(1, 6), st.booleans())
 @settings(max_examples=200)
-def test_sets_have_the_sizes_and_overlaps_of_python_sets(texts):
-    offsets, values = FuzzyDedup().sets(batch_of(texts))
+def test_sets_have_the_sizes_and_overlaps_of_python_sets(texts, size, fold_digits):
+    step = FuzzyDedup(ngram_size=size, fold_digits=fold_digits)
+    offsets, values = step.sets(batch_of(texts))
     found = [set(values[a:b].tolist()) for a, b in pairwise(offsets)]
-    wanted = [shingles_of(text) for text in texts]
+    wanted = [shingles_of(text, step) for text in texts]
     for i in range(len(texts)):
         assert (np.diff(values[offsets[i] : offsets[i + 1]].astype(object)) > 0).all()
         for j in range(len(texts)):
             assert len(found[i] & found[j]) == len(wanted[i] & wanted[j]), (texts[i], texts[j])
 
 
-def python_walk(sets: list[set], groups: list[set], least: float) -> list[int]:
-    """Returns the kept document that drops each document, or -1; documents are in order."""
-    anchors: list[int] = []
-    for i, mine in enumerate(sets):
-        anchor = -1
-        for j in range(i):
-            sizes = sorted((len(mine), len(sets[j])))
-            if anchors[j] >= 0 or sizes[0] < least * sizes[1] or not groups[i] & groups[j]:
-                continue
-            if similarity(mine, sets[j]) >= least:
-                anchor = j
-                break
-        anchors.append(anchor)
-    return anchors
+@given(st.lists(st.text("ab 1-\u00e9\u65e5\u672c\n", max_size=30), min_size=1, max_size=6))
+@settings(max_examples=200)
+def test_character_sets_are_those_of_python(texts):
+    step = FuzzyDedup(ngram_unit="character", ngram_size=3)
+    offsets, values = step.sets(batch_of(texts))
+    found = [set(values[a:b].tolist()) for a, b in pairwise(offsets)]
+    wanted = []
+    for text in texts:
+        folded = " ".join(re.findall(r"[^\W_]+", text.lower()))
+        wanted.append({folded[i : i + 3] for i in range(max(1, len(folded) - 2))} - {""})
+    for i in range(len(texts)):
+        for j in range(len(texts)):
+            assert len(found[i] & found[j]) == len(wanted[i] & wanted[j]), (texts[i], texts[j])
 
 
-@given(
-    st.lists(st.sets(st.integers(0, 12), min_size=1), min_size=1, max_size=20),
-    st.sampled_from([(1, 2), (4, 5), (1, 1)]),
-    st.randoms(use_true_random=False),
-)
-@settings(max_examples=150)
-def test_walk_is_the_greedy_independent_set(sets, least, random):
-    n = len(sets)
-    bands = [np.array([random.randrange(4) for _ in sets], np.uint64) for _ in range(2)]
-    order = np.array(random.sample(range(n), n))
-    ids = np.stack([np.arange(n), np.arange(n)], axis=1).astype(np.uint64)
-    found = candidates(order, np.zeros(n, np.int32), np.arange(n), ids, bands)
-    chosen = [sets[row] for row in found.row]
-    offsets = np.append(0, np.cumsum([len(s) for s in chosen])).astype(np.int64)
-    values = np.array([v for s in chosen for v in sorted(s)], np.uint64)
-    anchors = np.empty(len(chosen), np.int64)
-    num_groups = int(found.members.max(initial=-1)) + 1
-    walk(offsets, values, found.member_offsets, found.members, num_groups, *least, anchors)
-    got = {int(found.row[i]): int(found.row[a]) for i, a in enumerate(anchors) if a >= 0}
-    groups = [{(k, int(band[row])) for k, band in enumerate(bands)} for row in order]
-    wanted = python_walk([sets[row] for row in order], groups, least[0] / least[1])
-    assert got == {int(order[i]): int(order[a]) for i, a in enumerate(wanted) if a >= 0}
+@pytest.mark.parametrize("hash_bits", [32, 64])
+@pytest.mark.parametrize("similar", [0.5, 0.7, 0.8, 0.9])
+def test_bands_are_shared_as_often_as_bands_and_rows_predict(similar, hash_bits):
+    step = FuzzyDedup(ngram_size=1, hash_bits=hash_bits)
+    rng = np.random.default_rng(int(100 * similar))
+    pairs, both = 400, int(200 * similar)
+    texts: list[str | None] = []
+    for _ in range(pairs):
+        words = [f"w{number}" for number in rng.permutation(10_000)[:200]]
+        half = (200 - both) // 2
+        texts += [" ".join(words[: both + half]), " ".join(words[:both] + words[both + half :])]
+    bands = step.keys(batch_of(texts))[0]
+    shared = (bands[::2] == bands[1::2]).mean()
+    wanted = similar**5
+    spread = np.sqrt(wanted * (1 - wanted) / (pairs * 20))
+    assert abs(shared - wanted) < 6 * spread
 
 
 def run(tmp_path: Path, texts: list[str], step: FuzzyDedup, **settings) -> list[dict]:
     """Returns the ledger of a run over the texts, in their order."""
+    tmp_path.mkdir(exist_ok=True)
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     recipe = Recipe("fuzzy", (JsonlReader(),), (step,))
@@ -183,13 +178,23 @@ def test_texts_without_words_are_like_nothing(tmp_path):
 
 
 def test_what_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.engines.pair_stages.BYTES_PER_DOCUMENT", 1 << 30)
+    monkeypatch.setattr("pipelines.engines.pair_stages.JOIN_BYTES", 1 << 30)
     with pytest.raises(RuntimeError, match="linking 4 documents takes 4096 MiB"):
         run(tmp_path, [sentence(range(i, i + 9)) for i in range(4)], FuzzyDedup(), memory=1 << 30)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"min_similarity": 0}, {"min_similarity": 1.1}, {"num_bands": 0}, {"num_words": 0}]
+    "wrong",
+    [
+        {"min_similarity": 0},
+        {"min_similarity": 1.1},
+        {"num_bands": 0},
+        {"ngram_size": 0},
+        {"max_anchors": 0},
+        {"measure": "cosine"},
+        {"ngram_unit": "token"},
+        {"hash_bits": 16},
+    ],
 )
 def test_parameters_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=f"FuzzyDedup: {next(iter(wrong))} is"):

@@ -1,0 +1,130 @@
+"""The walk against an independent one in Python, and the components that it is given."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.dedup.links import components, shared_documents
+from pipelines.dedup.walk import Candidates, lined_up, walk_line
+from pipelines.global_step import Comparison
+
+
+def python_walk(
+    sets: list[set], groups: list[set], comparison: Comparison
+) -> list[tuple[int, float, int]]:
+    """Returns anchor or -1, similarity and how many were skipped of documents in order."""
+    containment, numerator, denominator, most = comparison
+    kept: dict[object, list[int]] = {}
+    found = []
+    for i, mine in enumerate(sets):
+        proposed = [j for group in groups[i] for j in kept.get(group, [])[:most]]
+        skipped = sum(max(0, len(kept.get(group, [])) - most) for group in groups[i])
+        possible = []
+        for j in sorted(set(proposed), key=lambda j: (-proposed.count(j), j)):
+            small, large = sorted((len(mine), len(sets[j])))
+            small, large = (len(sets[j]), len(mine)) if containment else (small, large)
+            if small * denominator >= numerator * large:
+                possible.append(j)
+        verdict = (-1, 0.0, skipped + max(0, len(possible) - most))
+        for j in possible[:most]:
+            common, of = len(mine & sets[j]), len(mine if containment else mine | sets[j])
+            if common * denominator >= numerator * of:
+                verdict = (j, common / of, 0)
+                break
+        if verdict[0] < 0:
+            for group in groups[i]:
+                kept.setdefault(group, []).append(i)
+        found.append(verdict)
+    return found
+
+
+def sets_of(chosen: list[set]) -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.append(0, np.cumsum([len(s) for s in chosen])).astype(np.int64)
+    return offsets, np.array([v for s in chosen for v in sorted(s)], np.uint64)
+
+
+@given(
+    st.lists(st.sets(st.integers(0, 12), min_size=1), min_size=1, max_size=20),
+    st.booleans(),
+    st.sampled_from([(1, 2), (4, 5), (1, 1)]),
+    st.integers(1, 4),
+    st.integers(0, 60),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=300)
+def test_walk_is_the_walk_in_python(sets, containment, share, most, budget, random):
+    n = len(sets)
+    bands = [[random.randrange(4) for _ in sets] for _ in range(3)]
+    groups = [{(k, band[i]) for k, band in enumerate(bands)} for i in range(n)]
+    names = sorted({group for mine in groups for group in mine})
+    pairs = [(i, names.index(group)) for i, mine in enumerate(groups) for group in mine]
+    member, group = np.array(pairs).T
+    rank = random.sample(range(n), n)
+    place = np.stack([rank, np.zeros(n, int), np.arange(n)], axis=1).astype(np.uint64)
+    one = np.zeros(n, np.int64)
+    line = lined_up(Candidates(one, place, one, np.arange(n), member, group))
+    comparison = Comparison(containment, *share, most)
+    pauses: list[int] = []
+    order = line.row.tolist()
+    walked = walk_line(
+        line, *sets_of([sets[i] for i in order]), comparison, budget, lambda: pauses.append(1)
+    )
+    assert order == sorted(range(n), key=lambda i: rank[i])
+    wanted = python_walk([sets[i] for i in order], [groups[i] for i in order], comparison)
+    found = zip(walked.anchors, walked.similarity, walked.skipped, strict=True)
+    assert [(int(a), float(s), int(k)) for a, s, k in found] == wanted
+    assert pauses
+
+
+@pytest.mark.parametrize("overlap", [0.55, 0.7, 0.79, 0.8, 0.81, 0.9])
+def test_large_sets_are_compared_exactly_though_hopeless_pairs_end_early(overlap):
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        union = np.unique(rng.integers(0, 2**64, 5_100, np.uint64))[:5_000]
+        common = int(overlap * 5_000) + number % 3 - 1
+        rest = rng.permutation(5_000)
+        assert len(union) == 5_000
+        half = (5_000 - common) // 2
+        sets = [set(union[rest[: common + half]].tolist())]
+        sets.append(set(union[np.append(rest[:common], rest[common + half :])].tolist()))
+        one = np.zeros(2, np.int64)
+        place = np.stack([np.arange(2)] * 2, axis=1).astype(np.uint64)
+        found = Candidates(one, place, one, np.arange(2), np.arange(2), one)
+        walked = walk_line(lined_up(found), *sets_of(sets), Comparison(False, 4, 5, 9))
+        assert (walked.anchors[1] == 0) == (common * 5 >= 4 * 5_000)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=1, max_size=25),
+    st.integers(1, 40),
+)
+@settings(max_examples=200)
+def test_components_are_those_of_the_graph_and_packages_hold_them_whole(keys, most):
+    n = len(keys)
+    hashes = np.array(keys, np.uint64).T
+    found = [shared_documents(band, np.arange(n)) for band in hashes]
+    sizes = np.arange(n, dtype=np.int32)
+    roots, bounds = components(iter(found), sizes, most)
+    component = {i: {i} for i in range(n)}
+    for i in range(n):
+        for j in range(i):
+            if any(a == b for a, b in zip(keys[i], keys[j], strict=True)):
+                joined = component[i] | component[j]
+                component |= dict.fromkeys(joined, joined)
+    for i in range(n):
+        alone = len(component[i]) == 1
+        assert roots[i] == (-1 if alone else min(component[i]))
+    assert bounds[0] == 0
+    assert bounds[-1] == n
+    for low, high in pairwise(bounds):
+        inside = [i for i in range(n) if low <= roots[i] < high]
+        heads = {int(roots[i]) for i in inside}
+        assert (
+            len(heads) <= 1
+            or sum(sizes[i] for i in inside)
+            - sizes[[i for i in inside if roots[i] == max(heads)]].sum()
+            <= most
+        )
