@@ -14,10 +14,9 @@ watches only the kernel's own file and would go on using the old ones.
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+from pipelines.kernel import kernel
 
 U = np.uint64
 FNV_START, FNV_PRIME, LOW, SIGN = U(2166136261), U(16777619), U(0xFFFFFFFF), U(0xFFFFFF00)

@@ -16,10 +16,9 @@ Source: github.com/facebookresearch/fastText 0.9.3, src/dictionary.cc, loss.cc.
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+from pipelines.kernel import kernel
 
 U = np.uint64
 FNV_START, FNV_PRIME, LOW, SIGN = U(2166136261), U(16777619), U(0xFFFFFFFF), U(0xFFFFFF00)

@@ -7,14 +7,12 @@ paper; every count is an integer of the shared scan, so a ratio is the same in e
 import functools
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from pipelines.kernel import kernel
 from pipelines.scan import scan
 from pipelines.step import Filter, Rule
-
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @dataclass(frozen=True)

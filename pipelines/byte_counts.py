@@ -3,10 +3,9 @@
 Loops of this plain form are compiled to 32 bytes at a time; a branch inside would undo that.
 """
 
-import numba
 import numpy as np
 
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+from pipelines.kernel import kernel
 
 NEWLINE, BLANK, HASH_SIGN, FULL_STOP = 10, 32, 35, 46
 

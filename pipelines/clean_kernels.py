@@ -13,11 +13,11 @@ so that asking all of them is one "and" of two table entries.
 import unicodedata
 from functools import cache
 
-import numba
 import numpy as np
 import pyarrow as pa
 from ftfy.badness import MOJIBAKE_CATEGORIES
 
+from pipelines.kernel import kernel
 from pipelines.text_buffers import eight_bytes, string_buffers
 
 MOJIBAKE = 1
@@ -140,7 +140,7 @@ def members(name: str) -> np.ndarray:
     return np.array([code for code in codes if code != ord("-")])
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@kernel
 def look(offsets, data, data8, valid, kinds, left, right, found):
     """Fills found for each text. Eight bytes at a time where they are printable ASCII."""
     for d in range(valid.size):

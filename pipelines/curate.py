@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pipelines.without_pandas  # noqa: F401
 from pipelines.atomic import sweep
 from pipelines.checks import check_counts
 from pipelines.dataset import MANIFEST, WORK, Dataset, write_json

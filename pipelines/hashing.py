@@ -4,13 +4,11 @@ Source: Austin Appleby, smhasher, MurmurHash3.cpp. It is fast and spreads well; 
 withstand somebody who constructs collisions.
 """
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from pipelines.kernel import kernel
 from pipelines.text_buffers import eight_bytes, string_buffers
-
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 U = np.uint64
 C1, C2 = U(0x87C37B91114253D5), U(0x4CF5AD432745937F)

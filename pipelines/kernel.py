@@ -24,7 +24,7 @@ class _Kernel:
         return self._compiled(*arguments)
 
     def _compile_file(self) -> None:
-        """Puts compiled functions in the place of all kernels of the file, which call each other."""
+        """Compiles all kernels of the file: they call each other."""
         import numba
 
         names = self._function.__globals__

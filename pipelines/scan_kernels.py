@@ -11,10 +11,9 @@ watches only the kernel's own file and would go on using the old ones.
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+from pipelines.kernel import kernel
 
 U = np.uint64
 M1, M2, M3 = U(0x9E3779B185EBCA87), U(0xC2B2AE3D27D4EB4F), U(0x165667B19E3779F9)

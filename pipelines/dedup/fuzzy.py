@@ -15,29 +15,34 @@ Ullman, Mining of Massive Datasets, section 3.4 (banding).
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.dedup.folds import word_folds
 from pipelines.dedup.keep import Order, ranks
-from pipelines.dedup.minhash_kernels import PADDING, shingle_sets, sign
+from pipelines.dedup.minhash import MinHash, Shingles
 from pipelines.document import id_words
 from pipelines.global_step import Comparison, PairStep
-from pipelines.text_buffers import eight_bytes, string_buffers
 
 MEASURES = ("jaccard", "containment")
-UNITS = ("word", "character")
-HASH_BITS = (32, 64)
+
+
+class Signature(Protocol):
+    """What proposes pairs."""
+
+    def bands(self, text: pa.StringArray, shingles: Shingles) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the band hashes of documents, uint64 (n, k), and their sizes, int32 (n,).
+
+        A size is the number of shingles, repeated ones counted each time; 0 says that a document
+        has none, and then its hashes are not looked at.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class FuzzyDedup(PairStep):
     """Keeps one document of those that are near-duplicates, by the keep policy; ties by id.
-
-    Similarity is that of the sets of shingles: runs of `ngram_size` folded words, or of folded
-    characters with one space between words (pipelines.dedup.folds says what a word is). A shorter
-    document is one run of all it has; one without words, or null, is similar to nothing.
 
     Raises:
         ValueError: a parameter is out of its range.
@@ -48,18 +53,10 @@ class FuzzyDedup(PairStep):
     measure: str = "jaccard"
     """"jaccard", or "containment": the share of the document's own set that the kept one holds.
     Bands propose by Jaccard similarity, so a short part of a long document is seldom found."""
-    ngram_unit: str = "word"
-    """"word" or "character"."""
-    ngram_size: int = 5
-    fold_digits: bool = False
-    """Whether all digits count as one: then documents that differ in their numbers are alike."""
-    num_bands: int = 20
-    num_rows: int = 5
-    """Permutations in a band."""
-    hash_bits: int = 32
-    """Width of a permuted hash, 32 or 64."""
-    seed: int = 1
-    """Of the permutations."""
+    shingles: Shingles = Shingles()  # noqa: RUF009 (frozen)
+    """What the sets consist of that are compared."""
+    signature: Signature = MinHash()  # noqa: RUF009 (frozen)
+    """What proposes pairs."""
     max_anchors: int = 256
     """Kept documents that a document is compared with at most, and that one band proposes."""
     column: str = "text"
@@ -73,16 +70,12 @@ class FuzzyDedup(PairStep):
             raise ValueError(
                 f"FuzzyDedup: min_similarity is {self.min_similarity}; wanted above 0 and up to 1"
             )
-        for name in ("ngram_size", "num_bands", "num_rows", "max_anchors"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"FuzzyDedup: {name} is {getattr(self, name)}; wanted 1 or more")
-        choices = {"measure": MEASURES, "ngram_unit": UNITS, "hash_bits": HASH_BITS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"FuzzyDedup: {name} is {getattr(self, name)!r}; "
-                    f"wanted one of: {', '.join(map(str, known))}"
-                )
+        if self.max_anchors < 1:
+            raise ValueError(f"FuzzyDedup: max_anchors is {self.max_anchors}; wanted 1 or more")
+        if self.measure not in MEASURES:
+            raise ValueError(
+                f"FuzzyDedup: measure is {self.measure!r}; wanted one of: {', '.join(MEASURES)}"
+            )
 
     @property
     def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -97,45 +90,11 @@ class FuzzyDedup(PairStep):
 
     def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the band hashes, ranks and sizes; a document without words gets own hashes."""
-        text = _Text(batch, self)
-        bands = np.empty((batch.num_rows, self.num_bands), np.uint64)
-        sizes = np.empty(batch.num_rows, np.int32)
-        multipliers, additions = self._permutations()
-        hashing = (multipliers, additions, self.hash_bits, self.num_rows)
-        sign(*text.arguments, *hashing, text.scratch, bands, sizes)
+        bands, sizes = self.signature.bands(batch.column(self.column), self.shingles)
         alone = np.flatnonzero(sizes == 0)
         bands[alone] = id_words(batch.column("id").take(pa.array(alone)))[:, :1]
         return bands, ranks(self.keep, batch), sizes
 
     def sets(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         """Returns the set of shingle hashes (64 bits) of each document."""
-        text = _Text(batch, self)
-        stops = np.empty(batch.num_rows, np.int64)
-        values = np.empty(text.num_bytes + batch.num_rows, np.uint64)
-        shingle_sets(*text.arguments, text.scratch, stops, values)
-        starts = np.concatenate([np.zeros(1, np.int64), stops])
-        return starts, values[: starts[-1]]
-
-    def _permutations(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns odd multipliers and additions: x -> a x + b modulo 2^hash_bits, as uint64."""
-        rng = np.random.default_rng(self.seed)
-        count = self.num_bands * self.num_rows
-        high = 2 ** (self.hash_bits - 1)
-        multipliers = rng.integers(0, high, count, np.uint64) * np.uint64(2) + np.uint64(1)
-        return multipliers, rng.integers(0, 2**self.hash_bits, count, np.uint64)
-
-
-class _Text:
-    """A batch's column as the kernels take it, and room for them to work in."""
-
-    def __init__(self, batch: pa.RecordBatch, step: FuzzyDedup) -> None:
-        offsets, data, valid = string_buffers(batch.column(step.column))
-        folds = word_folds(step.fold_digits)
-        characters = step.ngram_unit == "character"
-        text = (offsets, data, eight_bytes(data), valid)
-        self.arguments = (*text, folds, characters, step.ngram_size)
-        self.num_bytes = int(offsets[-1] - offsets[0])
-        room = 2 * int(np.diff(offsets).max(initial=0)) + PADDING
-        folded = np.empty(room, np.uint8)
-        units, shingles = np.empty(room, np.uint64), np.empty(room, np.uint64)
-        self.scratch = (folded, eight_bytes(folded), units, shingles)
+        return self.shingles.sets(batch.column(self.column))

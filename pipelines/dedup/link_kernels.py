@@ -1,8 +1,6 @@
 """Compiled union-find over the documents that share a key."""
 
-import numba
-
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+from pipelines.kernel import kernel
 
 
 @kernel

@@ -6,10 +6,9 @@ with the n-grams in the inner loop, so that each keeps its minimum in a register
 fill a vector. Sets are sorted by their leading bits into buckets of one or two values.
 """
 
-import numba
 import numpy as np
 
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+from pipelines.kernel import kernel
 
 U = np.uint64
 SINGLE = np.uint32(1 << 31)

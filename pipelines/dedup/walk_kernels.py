@@ -1,9 +1,8 @@
 """Compiled walk: documents in the order of the keep policy, each kept or dropped by a kept one."""
 
-import numba
 import numpy as np
 
-kernel = numba.njit(cache=True, nogil=True, error_model="numpy")
+from pipelines.kernel import kernel
 
 SKETCH = 256
 """Values of the union of two sets after which a hopeless comparison ends, see `least_in_sketch`."""

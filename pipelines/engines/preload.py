@@ -6,6 +6,7 @@ workers share its memory.
 
 import pyarrow as pa
 
+import pipelines.without_pandas  # noqa: F401
 from pipelines.hashing import hash128
 
 READY = len(hash128(pa.array(["ready"])))

@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from pipelines.curate import Settings, curate
 from pipelines.dedup.fuzzy import FuzzyDedup
 from pipelines.dedup.keep import Longest
+from pipelines.dedup.minhash import MinHash, Shingles
 from pipelines.document import document_ids
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe, Source
@@ -59,9 +60,9 @@ def words_of(text: str) -> list[str]:
     return [*words, current] if current else words
 
 
-def shingles_of(text: str | None, step: FuzzyDedup | None = None) -> set[tuple[str, ...]]:
-    words, size = words_of(text or ""), step.ngram_size if step else 5
-    if step and step.fold_digits:
+def shingles_of(text: str | None, shingles: Shingles | None = None) -> set[tuple[str, ...]]:
+    words, size = words_of(text or ""), shingles.size if shingles else 5
+    if shingles and shingles.fold_digits:
         words = ["".join("0" if c.isdecimal() else c for c in word) for word in words]
     return {tuple(words[i : i + size]) for i in range(max(1, len(words) - size + 1))} - {()}
 
@@ -85,10 +86,10 @@ TEXTS = st.lists(
 @given(TEXTS, st.integers(1, 6), st.booleans())
 @settings(max_examples=200)
 def test_sets_have_the_sizes_and_overlaps_of_python_sets(texts, size, fold_digits):
-    step = FuzzyDedup(ngram_size=size, fold_digits=fold_digits)
-    offsets, values = step.sets(batch_of(texts))
+    shingles = Shingles(size=size, fold_digits=fold_digits)
+    offsets, values = shingles.sets(pa.array(texts, pa.string()))
     found = [set(values[a:b].tolist()) for a, b in pairwise(offsets)]
-    wanted = [shingles_of(text, step) for text in texts]
+    wanted = [shingles_of(text, shingles) for text in texts]
     for i in range(len(texts)):
         assert (np.diff(values[offsets[i] : offsets[i + 1]].astype(object)) > 0).all()
         for j in range(len(texts)):
@@ -98,8 +99,7 @@ def test_sets_have_the_sizes_and_overlaps_of_python_sets(texts, size, fold_digit
 @given(st.lists(st.text("ab 1-\u00e9\u65e5\u672c\n", max_size=30), min_size=1, max_size=6))
 @settings(max_examples=200)
 def test_character_sets_are_those_of_python(texts):
-    step = FuzzyDedup(ngram_unit="character", ngram_size=3)
-    offsets, values = step.sets(batch_of(texts))
+    offsets, values = Shingles("character", 3).sets(pa.array(texts))
     found = [set(values[a:b].tolist()) for a, b in pairwise(offsets)]
     wanted = []
     for text in texts:
@@ -113,15 +113,14 @@ def test_character_sets_are_those_of_python(texts):
 @pytest.mark.parametrize("hash_bits", [32, 64])
 @pytest.mark.parametrize("similar", [0.5, 0.7, 0.8, 0.9])
 def test_bands_are_shared_as_often_as_bands_and_rows_predict(similar, hash_bits):
-    step = FuzzyDedup(ngram_size=1, hash_bits=hash_bits)
     rng = np.random.default_rng(int(100 * similar))
     pairs, both = 400, int(200 * similar)
-    texts: list[str | None] = []
+    texts: list[str] = []
     for _ in range(pairs):
         words = [f"w{number}" for number in rng.permutation(10_000)[:200]]
         half = (200 - both) // 2
         texts += [" ".join(words[: both + half]), " ".join(words[:both] + words[both + half :])]
-    bands = step.keys(batch_of(texts))[0]
+    bands, _ = MinHash(hash_bits=hash_bits).bands(pa.array(texts), Shingles(size=1))
     shared = (bands[::2] == bands[1::2]).mean()
     wanted = similar**5
     spread = np.sqrt(wanted * (1 - wanted) / (pairs * 20))
@@ -184,21 +183,22 @@ def test_what_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("kind", "wrong"),
     [
-        {"min_similarity": 0},
-        {"min_similarity": 1.1},
-        {"num_bands": 0},
-        {"ngram_size": 0},
-        {"max_anchors": 0},
-        {"measure": "cosine"},
-        {"ngram_unit": "token"},
-        {"hash_bits": 16},
+        (FuzzyDedup, {"min_similarity": 0}),
+        (FuzzyDedup, {"min_similarity": 1.1}),
+        (FuzzyDedup, {"max_anchors": 0}),
+        (FuzzyDedup, {"measure": "cosine"}),
+        (MinHash, {"num_bands": 0}),
+        (MinHash, {"num_rows": 0}),
+        (MinHash, {"hash_bits": 16}),
+        (Shingles, {"size": 0}),
+        (Shingles, {"unit": "token"}),
     ],
 )
-def test_parameters_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"FuzzyDedup: {next(iter(wrong))} is"):
-        FuzzyDedup(**wrong)
+def test_parameters_out_of_range_are_refused(kind, wrong):
+    with pytest.raises(ValueError, match=f"{kind.__name__}: {next(iter(wrong))} is .*wanted"):
+        kind(**wrong)
 
 
 @pytest.mark.skipif(not LICENCES.exists(), reason="needs ../shared/data/licences")

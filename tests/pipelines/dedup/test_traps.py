@@ -14,6 +14,7 @@ import pytest
 
 from pipelines.dedup.fuzzy import FuzzyDedup
 from pipelines.dedup.keep import Longest
+from pipelines.dedup.minhash import MinHash, Shingles
 from tests.pipelines.dedup.test_fuzzy import LICENCES, batch_of, run, shingles_of, similarity
 
 LANGUAGES = LICENCES.parent / "languages" / "sentences.jsonl.gz"
@@ -69,7 +70,7 @@ def test_documents_that_differ_only_in_numbers_stay_unless_digits_are_folded(tmp
         "\n".join(line.format(n, i, 1_000 + n * i) for i in range(30)) for n in range(100, 108)
     ]
     assert dropped(run(tmp_path / "kept", texts, FuzzyDedup())) == set()
-    rows = run(tmp_path / "folded", texts, FuzzyDedup(fold_digits=True))
+    rows = run(tmp_path / "folded", texts, FuzzyDedup(shingles=Shingles(fold_digits=True)))
     assert len(dropped(rows)) == len(texts) - 1
     assert {row["similarity"] for row in rows} == {None, 1.0}
 
@@ -109,7 +110,7 @@ def test_other_scripts_keep_their_documents_and_lose_their_copies(tmp_path):
 def test_recall_of_planted_pairs_is_what_bands_and_rows_predict(tmp_path, threshold):
     """Pairs of known similarity: none under the threshold goes, above as (1 - (1 - s^r)^b) says."""
     rng = random.Random(3)
-    step = FuzzyDedup(min_similarity=threshold, ngram_size=1)
+    step = FuzzyDedup(min_similarity=threshold, shingles=Shingles(size=1))
     texts, similar = [], []
     for share in (60, 68, 72, 78, 82, 88, 94):
         for _ in range(150):
@@ -130,7 +131,7 @@ def test_recall_of_planted_pairs_is_what_bands_and_rows_predict(tmp_path, thresh
         if share < threshold:
             assert not mine.any()
             continue
-        predicted = 1 - (1 - share**step.num_rows) ** step.num_bands
+        predicted = 1 - (1 - share**5) ** 20
         spread = np.sqrt(predicted * (1 - predicted) / len(mine))
         assert mine.mean() >= predicted - 0.02 - 3 * spread
 
@@ -141,7 +142,8 @@ def test_a_part_goes_by_containment_and_the_whole_stays(tmp_path):
     texts = [" ".join(whole), " ".join(whole[:270]), " ".join(whole[:200])]
     by_union = run(tmp_path / "jaccard", texts, FuzzyDedup(keep=(Longest(),)))
     assert dropped(by_union) == {1}
-    contained = FuzzyDedup(measure="containment", keep=(Longest(),), num_bands=60, num_rows=2)
+    bands = MinHash(num_bands=60, num_rows=2)
+    contained = FuzzyDedup(measure="containment", keep=(Longest(),), signature=bands)
     assert dropped(run(tmp_path / "containment", texts, contained)) == {1, 2}
 
 
