@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
         ("start", pa.int64()),
         ("stop", pa.int64()),
         ("size", pa.int64()),  # of the whole file
-        ("digest", pa.string()),  # BLAKE2b-128 of the bytes [start, stop)
+        ("digest", pa.string()),  # content_hash of the bytes [start, stop)
         ("unit", pa.int32()),
     ]
 )

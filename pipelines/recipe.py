@@ -21,7 +21,7 @@ from pipelines.global_step import GlobalStep
 from pipelines.readers.reader import Reader
 from pipelines.step import Filter, Step
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the engine itself writes other bytes for the same recipe."""
 
 TEXT_LIBRARIES = ("pyarrow", "numba")

@@ -4,12 +4,11 @@ A line belongs to the span in which it starts, so spans need no index and no loo
 span passes over the end of the line before it and reads its last line to the end.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import IO, NamedTuple
 
-from pipelines.document import content_hash
+from pipelines.document import ContentDigest, content_hash
 from pipelines.readers.compression import COMPRESSED_ENDINGS, decompress
 from pipelines.readers.reader import UNREADABLE, HashingFile, Span, Tally, open_span, unreadable
 
@@ -49,7 +48,7 @@ def span_lines(span: Span, tally: Tally, limit: int) -> Iterator[Line]:
 
 def _plain_lines(stream: IO[bytes], span: Span, tally: Tally, limit: int) -> Iterator[Line]:
     """Reads from the byte before the span, so that the first line is always another span's."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = ContentDigest()
     position = max(span.start - 1, 0)
     foreign = span.start > 0
     cutter = LineCutter(position, limit)
@@ -113,7 +112,7 @@ class LineCutter:
     def _begin(self) -> None:
         self._length = 0
         self._parts: list[bytes] = []
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._digest = ContentDigest()
 
     def _extend(self, data: bytes) -> None:
         self._length += len(data)

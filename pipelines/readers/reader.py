@@ -7,7 +7,6 @@ gives it a ledger row of its own. A file that is missing, forbidden or not of it
 such row too; any other OSError (a network that fails, a disk) is raised, for the engine to retry.
 """
 
-import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,8 @@ from typing import IO, ClassVar
 
 import fsspec
 import pyarrow as pa
+
+from pipelines.document import ContentDigest
 
 BATCH_BYTES = 8 << 20
 """Text bytes at which a reader closes a batch. Row groups follow it, so it shapes the output."""
@@ -65,7 +66,7 @@ class Tally:
     records: Counter[str] = field(default_factory=Counter)
     """Every record by type, documents and others: response, request, line, file, ..., broken."""
     digests: dict[str, str] = field(default_factory=dict)
-    """BLAKE2b-128 of the bytes read, by "path:start-stop"."""
+    """Content hash of the bytes read, by "path:start-stop"."""
 
     def count(self, record_type: str, error: str | None) -> bool:
         """Counts a record under its type, or as "broken" and returns true."""
@@ -117,7 +118,7 @@ class HashingFile:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._hash = hashlib.blake2b(digest_size=16)
+        self._hash = ContentDigest()
         self._position = 0
 
     def read(self, size: int = -1) -> bytes:
@@ -139,8 +140,8 @@ class HashingFile:
 
 
 def span_hash(span: Span) -> str:
-    """Returns the BLAKE2b-128 of a span's bytes, for readers that do not read them in order."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Returns the content hash of a span's bytes, for readers that do not read them in order."""
+    digest = ContentDigest()
     left = span.stop - span.start
     with open_span(span) as stream:
         while left and (data := stream.read(min(left, 1 << 20))):

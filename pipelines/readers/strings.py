@@ -4,12 +4,11 @@ Arrow believes what a file says of its strings. One check of a whole column runs
 only where it fails are the values looked at one by one.
 """
 
-import hashlib
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.document import content_hash
 from pipelines.text_buffers import string_buffers
 
 
@@ -82,11 +81,8 @@ def byte_values(column: pa.StringArray) -> list[memoryview | None]:
 
 
 def value_hashes(column: pa.StringArray) -> list[str | None]:
-    """Returns the BLAKE2b-128 of each value as hexadecimal digits."""
-    return [
-        None if value is None else hashlib.blake2b(value, digest_size=16).hexdigest()
-        for value in byte_values(column)
-    ]
+    """Returns the content hash of each value."""
+    return [None if value is None else content_hash(value) for value in byte_values(column)]
 
 
 def without(column: pa.StringArray, rows: list[int]) -> pa.StringArray:

@@ -6,13 +6,12 @@ Every byte of the file is in a record, in the blank lines behind it, or in a cut
 wrong. No more than one record is in memory, and none that is larger than the limit.
 """
 
-import hashlib
 import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipelines.document import content_hash
+from pipelines.document import ContentDigest, content_hash
 from pipelines.readers.compression import Piece
 
 HEAD_BYTES = 1 << 16
@@ -144,7 +143,7 @@ class RecordCutter:
                 head, f"broken_record: Content-Length {length} does not lead to the next record"
             )
         body = bytes(memoryview(self._buffer)[end : end + length])
-        digest = hashlib.blake2b(head, digest_size=16)
+        digest = ContentDigest(head)
         digest.update(body)
         return self._cut(end + length, digest.hexdigest(), head, body, None)
 
@@ -178,7 +177,7 @@ class RecordCutter:
 
     def _broken(self, head: bytes, error: str) -> Cut:
         """Passes over everything up to the next record."""
-        begin, offset, digest = self._position, self._offset(), hashlib.blake2b(digest_size=16)
+        begin, offset, digest = self._position, self._offset(), ContentDigest()
         skip = 1
         while True:
             found = RECORD_START.search(self._buffer, skip)
@@ -200,7 +199,7 @@ class RecordCutter:
 
     def _large(self, head: bytes, length: int) -> Cut:
         """Passes over a record that is too large; a frame that begins with a record ends it."""
-        begin, offset, digest = self._position, self._offset(), hashlib.blake2b(digest_size=16)
+        begin, offset, digest = self._position, self._offset(), ContentDigest()
         left = len(head) + length
         while left and self._fill(1):
             borders = [p for p, _ in self._frames if p > self._position]
