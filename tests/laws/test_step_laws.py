@@ -19,7 +19,7 @@ from pipelines.dedup.walk_kernels import walk
 from pipelines.document import CONTENT, CONTENT_TYPE, RESERVED, document_ids
 from pipelines.global_step import VERDICTS, GlobalStep, GroupStep, Keys, PairStep
 from pipelines.step import Editor, Filter, Step
-from tests.laws.step_parameters import CLASSIFIER, INPUTS, PARAMETERS, write_classifier
+from tests.laws.step_parameters import CLASSIFIER, INPUTS, PARAMETERS, write_files
 
 
 def all_steps() -> list[Step]:
@@ -42,8 +42,8 @@ GLOBAL_STEPS = [step for step in all_steps() if isinstance(step, GlobalStep)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def classifier():
-    write_classifier()
+def files():
+    write_files()
     yield
     shutil.rmtree(CLASSIFIER.parent)
 
@@ -106,6 +106,8 @@ def test_steps_are_found():
     names = {step.name for step in STEPS + GLOBAL_STEPS}
     wanted = {
         "CleanText",
+        "CutContaminated",
+        "Decontaminate",
         "ExactDedup",
         "GopherQuality",
         "GopherRepetition",
