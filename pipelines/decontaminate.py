@@ -44,17 +44,17 @@ NAMED_ITEMS = 5
 class Decontaminate(Filter):
     """Finds the benchmark item of which a document holds most, and bounds the share.
 
-    Adds contamination_share (float64: covered words over those that the item's n-grams can cover),
-    and where it is min_share or more contaminated_by (the benchmark) and contaminated_item (int64,
-    the item's row there); elsewhere they are "none" and -1. A text without a known n-gram has share
-    0; a null one nulls.
+    Adds contamination_share (float64: covered words over those that the item's n-grams can cover,
+    or over `search.min_words` for a shorter item), and where it is min_share or more
+    contaminated_by (the benchmark) and contaminated_item (int64, the item's row there); elsewhere
+    they are "none" and -1. A text without a known n-gram has share 0; a null one nulls.
 
     Items that keep too few n-grams are never found: their rows are in the manifest, under the
     step's facts.
 
     Raises:
         ValueError: min_share or the benchmarks make no sense; at the first call, a benchmark is
-            missing or broken, or none of its items can be found.
+            missing or broken; when a run begins, none of its items can be found.
 
     Source: n-gram overlap, Brown et al. 2020, arXiv:2005.14165, appendix C (13-grams); the covered
     share, Touvron et al. 2023, Llama 2, arXiv:2307.09288, appendix A.6.
@@ -81,13 +81,13 @@ class Decontaminate(Filter):
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the batch with the columns of `adds`."""
-        index = build_index(self.benchmarks, self.clean_texts, self.search)
+        index = _index(self)
         found, stops, valid = _search(batch, index)
         best = np.zeros(len(batch), np.int32)
         covered = np.zeros(len(batch), np.int32)
         best_items(found, stops, index.items, best, covered)
         best = np.maximum(best, 0)  # where nothing was found, nothing is covered
-        shares = covered / np.maximum(index.items.attainable[best], 1)
+        shares = covered / index.items.whole[best]
         clean = pa.array(shares < self.min_share)
         names = pc.if_else(clean, NOTHING, index.names.take(best))
         rows = pc.if_else(clean, NO_ITEM, index.rows.take(best))
@@ -97,7 +97,7 @@ class Decontaminate(Filter):
 
     def facts(self) -> dict[str, Any]:
         """Returns by benchmark how many items there are and the rows that cannot be found."""
-        return _facts(self.name, self.benchmarks, self.clean_texts, self.search)
+        return _facts(self.name, _index(self, fresh=True), self.min_share)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class CutContaminated(Editor):
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Returns the batch with the text cut; a batch without a hit keeps its buffers."""
-        index = build_index(self.benchmarks, self.clean_texts, self.search)
+        index = _index(self)
         found, stops, valid = _search(batch, index)
         hit_stops = np.zeros(len(batch), np.int64)
         needs = index.needs(self.min_share)
@@ -164,7 +164,7 @@ class CutContaminated(Editor):
 
     def facts(self) -> dict[str, Any]:
         """Returns by benchmark how many items there are and the rows that cannot be found."""
-        return _facts(self.name, self.benchmarks, self.clean_texts, self.search)
+        return _facts(self.name, _index(self, fresh=True), self.min_share)
 
 
 def _check(step: str, benchmarks: tuple[Benchmark, ...], min_share: float) -> None:
@@ -194,7 +194,7 @@ def _merged(hits: list[list[int]], index: Index) -> list[dict[str, Any]]:
             "end": end,
             "benchmark": index.names[item].as_py(),
             "item": index.rows[item].as_py(),
-            "share": covered / int(index.items.attainable[item]),
+            "share": covered / int(index.items.whole[item]),
         }
         if merged and start < merged[-1]["end"]:
             last = merged.pop()
@@ -204,16 +204,16 @@ def _merged(hits: list[list[int]], index: Index) -> list[dict[str, Any]]:
     return merged
 
 
-def _facts(
-    step: str,
-    benchmarks: tuple[Benchmark, ...],
-    clean_texts: tuple[Benchmark, ...],
-    search: NgramSearch,
-) -> dict[str, Any]:
-    build_index.cache_clear()  # a run begins here: the files may have changed since the last one
-    index = build_index(benchmarks, clean_texts, search)
+def _index(step: Decontaminate | CutContaminated, fresh: bool = False) -> Index:
+    """Returns the index of a step, read anew where a run begins: the files may have changed."""
+    if fresh:
+        build_index.cache_clear()
+    return build_index(step.benchmarks, step.clean_texts, step.search)
+
+
+def _facts(step: str, index: Index, min_share: float) -> dict[str, Any]:
     counts = {pair["values"]: pair["counts"] for pair in index.names.value_counts().to_pylist()}
-    undetectable = index.undetectable
+    undetectable = index.undetectable(min_share)
     for name, rows in undetectable.items():
         if rows:
             first = ", ".join(map(str, rows[:NAMED_ITEMS]))

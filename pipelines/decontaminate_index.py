@@ -1,8 +1,9 @@
 """The index of decontamination: which n-grams speak for which benchmark item, and which do not.
 
 An n-gram that stands in many items of a benchmark, or in texts that are known to be clean, says
-nothing about one item, so it is left out. An item that keeps too few cannot be found any more: it
-is named, so that nobody takes its absence from the hits for cleanness.
+nothing about one item, so it is left out; so is one of little but numbers, since all numbers are
+the same word and tables have them by the thousand. An item that keeps too few cannot be found any
+more: it is named, so that nobody takes its absence from the hits for cleanness.
 """
 
 import functools
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.benchmark_sets import Benchmark, read_benchmark
 from pipelines.decontaminate_kernels import DIGIT, Table, fill_table, gram_hashes
@@ -39,8 +41,8 @@ class NgramSearch:
     """Whether all numbers are the same word."""
     max_items: int = 10
     """An n-gram in more items of a benchmark is boilerplate and speaks for none."""
-    min_words: int = 12
-    """An item whose n-grams cover fewer words is not looked for: anybody may write as much."""
+    min_words: int = 16
+    """An item of fewer words is measured as if it had so many: half of a short one says little."""
     spread: int = 2
     """The first words of an item's matches are nearer than so many times its length."""
 
@@ -62,15 +64,35 @@ class Index(NamedTuple):
     """The item's benchmark."""
     rows: pa.Int64Array
     """Its row in the benchmark."""
-    undetectable: dict[str, list[int]]
-    """By benchmark: the rows that keep too few words."""
+    attainable: np.ndarray
+    """int32: how many of the item's words its n-grams cover."""
 
     def needs(self, min_share: float) -> np.ndarray:
         """Returns int32 (items,): the fewest covered words whose share is min_share or more."""
-        attainable = self.items.attainable
-        need = np.ceil(min_share * attainable).astype(np.int32)
-        need -= (need > 0) & ((need - 1) / np.maximum(attainable, 1) >= min_share)
-        return np.maximum(need + (need / np.maximum(attainable, 1) < min_share), 1)
+        whole = self.items.whole
+        need = np.ceil(min_share * whole).astype(np.int32)
+        need -= (need > 0) & ((need - 1) / whole >= min_share)
+        return np.maximum(need + (need / whole < min_share), 1)
+
+    def undetectable(self, min_share: float) -> dict[str, list[int]]:
+        """Returns by benchmark the rows whose n-grams cover too few words to be a hit.
+
+        Raises:
+            ValueError: no item of a benchmark can be found.
+        """
+        few = pa.array(self.attainable < self.needs(min_share))
+        rows = {}
+        for name in self.names.unique():
+            mine = pc.equal(self.names, name)
+            found = self.rows.filter(pc.and_(mine, few)).to_pylist()
+            if len(found) == pc.sum(mine).as_py():
+                raise ValueError(
+                    f"Benchmark {name}: none of its {len(found)} items keeps enough words in "
+                    f"n-grams of {self.items.size} that are neither boilerplate nor in clean "
+                    f"texts; give longer fields, or a smaller ngram or min_words"
+                )
+            rows[name.as_py()] = found
+        return rows
 
 
 @functools.cache
@@ -80,39 +102,29 @@ def build_index(
     """Reads the benchmarks and builds their index, once in a process.
 
     Raises:
-        ValueError: a file is missing or broken, or a benchmark has no item that can be found.
+        ValueError: a file is missing or broken.
     """
     ngram = search.ngram
     folds = digit_folds() if search.fold_digits else word_folds()
     texts = [read_benchmark(benchmark).texts for benchmark in benchmarks]
     counts = [len(part) for part in texts]
-    hashes, item, place, words = _grams([text for part in texts for text in part], folds, ngram)
+    hashes, item, place, words, numbers = _grams(
+        [text for part in texts for text in part], folds, ngram
+    )
     group = np.repeat(np.arange(len(counts)), counts)
     # the first place of each n-gram in each item
     order = np.lexsort((place, item, hashes))
-    hashes, item, place = hashes[order], item[order], place[order]
+    hashes, item, place, numbers = hashes[order], item[order], place[order], numbers[order]
     first = np.ones(len(hashes), bool)
     first[1:] = (hashes[1:] != hashes[:-1]) | (item[1:] != item[:-1])
-    hashes, item, place = hashes[first], item[first], place[first]
-    speaks = ~_common(hashes, group[item], search.max_items)
+    hashes, item, place, numbers = hashes[first], item[first], place[first], numbers[first]
+    speaks = ~_common(hashes, group[item], search.max_items) & (2 * numbers <= ngram)
     for texts_known in clean_texts:
         speaks &= ~_stands_in(hashes, texts_known, folds, ngram)
     attainable = _attainable(item[speaks], place[speaks], words, ngram)
-    speaks &= attainable[item] >= search.min_words
     known = np.unique(hashes[speaks])
     offsets = np.searchsorted(hashes[speaks], known)
-    undetectable = {}
     starts = np.cumsum([0, *counts])
-    for i, benchmark in enumerate(benchmarks):
-        few = np.flatnonzero(attainable[starts[i] : starts[i + 1]] < search.min_words)
-        undetectable[benchmark.name] = few.tolist()
-        if len(few) == counts[i]:
-            raise ValueError(
-                f"Benchmark {benchmark.name}: none of its {counts[i]} items keeps "
-                f"{search.min_words} words in n-grams of {ngram} that stand in at most "
-                f"{search.max_items} items and in no clean text; give "
-                f"longer fields, or a smaller ngram or min_words"
-            )
     return Index(
         _table(known, folds, ngram),
         Items(
@@ -121,12 +133,12 @@ def build_index(
             item[speaks].astype(np.int32),
             place[speaks].astype(np.int32),
             words,
-            attainable,
+            np.maximum(attainable, search.min_words),
             search.spread,
         ),
         pa.array([benchmarks[i].name for i in group.tolist()], pa.string()),
         pa.array(np.arange(len(group)) - starts[group], pa.int64()),
-        undetectable,
+        attainable,
     )
 
 
@@ -142,16 +154,18 @@ def digit_folds() -> np.ndarray:
 
 def _grams(
     texts: list[str], folds: np.ndarray, ngram: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns n-gram hashes, their text and word, and the number of words of each text."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns n-gram hashes, their text and word, each text's words, each n-gram's numbers."""
     offsets, data, valid = string_buffers(pa.array(texts, pa.string()))
     hashes = np.empty(data.size + len(texts), np.uint64)
     stops, words = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int32)
-    gram_hashes(offsets, data, valid, folds, ngram, hashes, stops, words)
+    numbers = np.empty(len(hashes), np.int32)
+    gram_hashes(offsets, data, valid, folds, ngram, hashes, numbers, stops, words)
     sizes = np.diff(stops, prepend=0)
     text = np.repeat(np.arange(len(texts)), sizes)
     total = int(sizes.sum())
-    return hashes[:total].copy(), text, np.arange(total) - (stops - sizes)[text], words
+    place = np.arange(total) - (stops - sizes)[text]
+    return hashes[:total], text, place, words, numbers[:total]
 
 
 def _common(hashes: np.ndarray, group: np.ndarray, max_items: int) -> np.ndarray:

@@ -16,6 +16,7 @@ SINGLE = np.uint32(1 << 31)
 """Flag of a code point that is a word of its own; the one of pipelines.dedup.folds."""
 DIGIT = np.uint32(1 << 30)
 """Flag of a digit where digits are folded: a whole number is then one symbol."""
+NUMBER = np.uint32(ord("0")) | DIGIT
 
 P1, P2, P3 = U(0x9E3779B185EBCA87), U(0xC2B2AE3D27D4EB4F), U(0x165667B19E3779F9)
 WORD_START = U(0x51ED270B153A6A01)
@@ -129,7 +130,7 @@ def _log2(size):
 
 
 @kernel
-def gram_hashes(offsets, data, valid, folds, size, hashes, stops, words):
+def gram_hashes(offsets, data, valid, folds, size, hashes, numbers, stops, words):
     """Writes the hashes of the n-grams of each text, in order, one text after the other.
 
     Args:
@@ -139,6 +140,7 @@ def gram_hashes(offsets, data, valid, folds, size, hashes, stops, words):
         folds: as in Table.
         size: words in an n-gram; a text of fewer words has none.
         hashes: out, uint64, as many as there are bytes and texts together.
+        numbers: out, int32, likewise: how many words of each n-gram are folded numbers.
         stops: out, int64 (n,): where each text's n-grams end in hashes.
         words: out, int32 (n,): how many words each text has.
     """
@@ -149,18 +151,23 @@ def gram_hashes(offsets, data, valid, folds, size, hashes, stops, words):
     starts = np.empty(most, np.int32)
     ends = np.empty(most, np.int32)
     power = _top_power(size)
+    number = _mix((WORD_START ^ U(NUMBER)) * P1)
     place = 0
     for n in range(valid.size):
         stop = offsets[n + 1] if valid[n] else offsets[n]
         count = _hash_words(data, offsets[n], stop, folds, found, starts, ends)
         words[n] = count
         h = U(0)
+        num_numbers = 0
         for j in range(count):
             h = h * ROLL + found[j]
+            num_numbers += found[j] == number
             if j >= size - 1:
                 hashes[place] = h if h else U(1)
+                numbers[place] = num_numbers
                 place += 1
                 h -= found[j - size + 1] * power
+                num_numbers -= found[j - size + 1] == number
         stops[n] = place
 
 

@@ -25,8 +25,8 @@ class Items(NamedTuple):
     """int32: the items that hold an n-gram, and at which word of each it begins."""
     words: np.ndarray
     """int32 (items,): how many words each has."""
-    attainable: np.ndarray
-    """int32 (items,): how many of them its n-grams cover."""
+    whole: np.ndarray
+    """int32 (items,): how many covered words make a share of 1."""
     spread: int
     """How many times the item's own length its matches may spread over."""
 
@@ -170,13 +170,13 @@ def best_items(found, stops, items, best, covered):
         for m in range(met.size):
             item = met[m]
             reach = items.spread * np.int64(items.words[item])
-            need = items.attainable[item] + 1
+            need = items.whole[item] + 1
             now, _, _ = _best_window(here, matches, first, ends[m], reach, need, items.size, room)
             first = ends[m]
             more = best[n] < 0
             if not more:
-                left = np.int64(now) * items.attainable[best[n]]
-                more = left > np.int64(covered[n]) * items.attainable[item]
+                left = np.int64(now) * items.whole[best[n]]
+                more = left > np.int64(covered[n]) * items.whole[item]
             if more:
                 best[n], covered[n] = item, now
 

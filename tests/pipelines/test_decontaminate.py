@@ -110,11 +110,11 @@ class Oracle:
             first = {}
             for place, gram in enumerate(grams_of(words, n)):
                 common = sum(gram in other for other in sets) > search.max_items
-                if not common and gram not in quoted:
+                if not common and gram not in quoted and 2 * gram.count("\0") <= n:
                     first.setdefault(gram, place)
             self.places.append(first)
         self.reach = [self.cover(first, first) for first in self.places]
-        self.found = [len(reach) >= search.min_words for reach in self.reach]
+        self.whole = [max(len(reach), search.min_words) for reach in self.reach]
 
     def cover(self, first, grams):
         n = self.search.ngram
@@ -123,13 +123,11 @@ class Oracle:
         }
 
     def share(self, text, item):
-        if not self.found[item]:
-            return 0.0
         grams = grams_of(words_of(text, self.search.fold_digits), self.search.ngram)
         width = self.search.spread * len(self.items[item])
         windows = (grams[i : i + width] for i in range(len(grams)))
         most = max((len(self.cover(self.places[item], window)) for window in windows), default=0)
-        return most / len(self.reach[item])
+        return most / self.whole[item]
 
 
 ALPHABET = [
@@ -181,13 +179,14 @@ def test_steps_do_what_the_definition_says(folder, case):
     benchmark = Benchmark("b", write(folder / f"{name}.jsonl", *items))
     known = tuple(Benchmark("c", write(folder / f"{name}.c.jsonl", text)) for text in clean)
     settings = {"min_share": min_share, "clean_texts": known, "search": search}
-    if not any(oracle.found):
-        with pytest.raises(ValueError, match="none of its"):
-            Decontaminate((benchmark,), **settings)(batch(*documents))
-        return
     step = Decontaminate((benchmark,), **settings)
-    missing = [row for row, there in enumerate(oracle.found) if not there]
-    assert step.facts() == {"items": {"b": len(items)}, "undetectable": {"b": missing}}
+    attainable = zip(oracle.reach, oracle.whole, strict=True)
+    missing = [row for row, (r, whole) in enumerate(attainable) if len(r) / whole < min_share]
+    if len(missing) == len(items):
+        with pytest.raises(ValueError, match="none of its"):
+            step.facts()
+    else:
+        assert step.facts() == {"items": {"b": len(items)}, "undetectable": {"b": missing}}
     shares = [[oracle.share(text, i) for i in range(len(items))] for text in documents]
     best = [max(row) for row in shares]
     hits = [share >= min_share for share in best]
@@ -269,6 +268,19 @@ def test_quote_of_a_part_is_no_hit(benchmark):
     assert CutContaminated((benchmark,))(batch(quote)).column("text")[0].as_py() == quote
 
 
+def test_table_of_numbers_is_no_item_and_half_of_a_short_item_no_hit(tmp_path):
+    table = (
+        "Her scores were 5, 8, 80, 6 and 40, 90 and 70, 60, 8, 1, 2, 3. Find the mean score of it."
+    )
+    short = "A river is to be used for a boat race on Sunday."
+    known = (Benchmark("b", write(tmp_path / "b.jsonl", table, short)),)
+    numbers = "[(1, 2), (3, 4)] and (5, 6), (7, 8) and (9, 10), (11, 12), (13, 14)"
+    quote = "The file is to be used for a boat"
+    result = judged(Decontaminate(known), numbers, quote, table, short)
+    assert [row[1:] for row in result] == [CLEAN, CLEAN, ("b", 0), ("b", 1)]
+    assert (result[0][0], result[3][0]) == (0.0, 12 / 16)
+
+
 def test_parts_strewn_over_a_page_are_no_hit(benchmark):
     words = QUESTION.split()
     parts = [" ".join(words[i : i + 7]) for i in range(0, len(words) - 6, 7)]
@@ -294,8 +306,8 @@ def test_boilerplate_of_a_benchmark_speaks_for_no_item(tmp_path):
 def test_clean_texts_protect_what_everybody_quotes(benchmark, tmp_path):
     poem = Benchmark("poem", write(tmp_path / "poem.jsonl", OTHER, field="text"), ("text",))
     known = (Benchmark("b", write(tmp_path / "one.jsonl", OTHER)),)
-    with pytest.raises(ValueError, match=r"none of its 1 items keeps 12 words"):
-        Decontaminate(known, clean_texts=(poem,))(batch("a"))
+    with pytest.raises(ValueError, match=r"none of its 1 items keeps enough words"):
+        Decontaminate(known, clean_texts=(poem,)).facts()
     step = Decontaminate((benchmark,), clean_texts=(poem,))
     assert [row[1] for row in judged(step, OTHER, QUESTION)] == ["none", "gsm"]
     assert step.facts() == {"items": {"gsm": 2}, "undetectable": {"gsm": [1]}}
@@ -367,7 +379,7 @@ def test_fields_and_lists_are_joined(tmp_path):
         ("b.jsonl", b'{"a": "x"}\n', r"row 0 has no field 'q'; fields here: a\. Name the fields"),
         ("b.jsonl", b'{"q": 5}\n', "row 0 has 5 in 'q'; wanted text or a list of texts"),
         ("b.jsonl", b"[1]\n", r"row 0 is \[1\], wanted an object"),
-        ("b.jsonl", b'{"q": "short"}\n', "none of its 1 items keeps 12 words"),
+        ("b.jsonl", b'{"q": "short"}\n', "none of its 1 items keeps enough words"),
         ("b.jsonl.gz", gzip.compress(b'{"q": "x"}\n')[:-9], "damaged: truncated.*fetch it again"),
         ("b.parquet", b"PAR1", "no Parquet file or damaged"),
         ("b.txt", b"question", "none of the 1 files at .* is JSON Lines or Parquet"),
@@ -377,7 +389,7 @@ def test_bad_files_say_what_is_wrong(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
     step = Decontaminate((Benchmark("b", str(tmp_path / name), ("q",)),))
     with pytest.raises(ValueError, match=words):
-        step(batch("a"))
+        step.facts()
 
 
 def test_missing_file_and_missing_column_say_what_is_wrong(tmp_path):
