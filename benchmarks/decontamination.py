@@ -2,7 +2,10 @@
 
 Each of the 1,319 problems is planted in a page of documentation or source code, once in each form
 (benchmarks/decontamination_forms.py), and in a page of 20 KB or more. A document of the clean text
-in which nothing was planted and that is a hit all the same is listed, with what was matched.
+in which nothing was planted and that is a hit all the same is listed, with what was matched. The
+two that there were are no errors: reasoning-gym's GSM-symbolic generators hold GSM8K test problems
+with place-holders for names and numbers.
+
 datatrove's 12-gram filter, with an index of the same problems, judges the first problems' pages and
 a prefix of the clean text.
 
