@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipelines.clean_kernels import COMPOSES, CONTROL, MOJIBAKE, suspects
 from pipelines.step import Editor
+from pipelines.text_buffers import replace_values
 
 # The set comes first, so that the search for it is fast; a terminal's colour code goes as a whole.
 CONTROLS = re.compile(
@@ -66,7 +67,7 @@ class CleanText(Editor):
         }
         changed = {row: edit.text for row, edit in edits.items() if edit.changed}
         if changed:
-            text = _replaced(text, changed)
+            text = replace_values(text, changed)
         nulls = text.is_null().to_numpy(zero_copy_only=False)
         repaired, composed = np.zeros(len(text), bool), np.zeros(len(text), bool)
         counts = np.zeros(len(text) + 1, np.int64)
@@ -149,12 +150,3 @@ def _without_controls(text: str) -> tuple[str, list[tuple[int, int]]]:
         pieces += [piece, REPLACEMENTS.get(match[0], "")]
         spans.append((start, end))
     return "".join([*pieces, text[last:]]), spans
-
-
-def _replaced(text: pa.StringArray, changed: dict[int, str]) -> pa.StringArray:
-    """Returns the array with some values replaced, copying the others in whole runs."""
-    pieces, last = [], 0
-    for row, value in changed.items():
-        pieces += [text.slice(last, row - last), pa.array([value], pa.string())]
-        last = row + 1
-    return pa.concat_arrays([*pieces, text.slice(last)])

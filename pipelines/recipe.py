@@ -114,10 +114,19 @@ def _describe(part: Step | Reader) -> dict[str, Any]:
     described["parameters"] = {
         f.name: _plain(getattr(part, f.name)) for f in fields(part) if f.name not in paths
     }
-    files = {name: _sha256(part, name, Path(getattr(part, name))) for name in paths}
+    files: dict[str, str] = {}
+    for name in paths:
+        value = getattr(part, name)
+        if isinstance(value, tuple):
+            described["parameters"][name] = [file_set.identity() for file_set in value]
+            for file_set in value:
+                files |= {f"{name} {file}": sha for file, sha in file_set.sha256().items()}
+        else:
+            files[name] = _sha256(part, name, Path(value))
     if files:
         described["files"] = files
-    return described
+    facts = part.facts() if isinstance(part, Step) else {}
+    return described | ({"facts": facts} if facts else {})
 
 
 def _plain(value: Any) -> Any:

@@ -60,7 +60,11 @@ class Step:
     consumes: ClassVar[tuple[str, ...]] = ()
     """Columns that no longer exist after the step."""
     paths: ClassVar[tuple[str, ...]] = ()
-    """Parameters that name files: the sha256 of the file is identity, its path is not."""
+    """Parameters that name files: the sha256 of the file is identity, its path is not.
+
+    One is a path, or a tuple of objects that name files: their `identity()` goes with the
+    parameters, their `sha256()` by file with the files.
+    """
     libraries: ClassVar[tuple[str, ...]] = ()
     """Distributions whose version is part of the fingerprint."""
 
@@ -72,6 +76,10 @@ class Step:
     def name(self) -> str:
         """The name under which the step appears in messages, manifests and ledgers."""
         return type(self).__name__
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what a reader of the manifest has to know of the step's files, ready for JSON."""
+        return {}
 
     def parameters(self) -> dict[str, Any]:
         """Returns the parameters that are identity (paths are not), in order of declaration."""

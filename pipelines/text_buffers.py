@@ -45,3 +45,15 @@ def same_memory(a: pa.Array, b: pa.Array) -> bool:
         if (left and left.address) != (right and right.address):
             return False
     return True
+
+
+def replace_values(text: pa.StringArray, changed: dict[int, str]) -> pa.StringArray:
+    """Returns the array with some values replaced, copying the others in whole runs.
+
+    Rows are in ascending order.
+    """
+    pieces, last = [], 0
+    for row, value in changed.items():
+        pieces += [text.slice(last, row - last), pa.array([value], pa.string())]
+        last = row + 1
+    return pa.concat_arrays([*pieces, text.slice(last)])

@@ -1,5 +1,6 @@
 """Parameters of the steps that cannot be made without any, and a classifier for them to read."""
 
+import json
 import os
 import random
 import tempfile
@@ -11,10 +12,20 @@ import pyarrow.parquet as pq
 
 from filters.fasttext_training import FastTextSettings
 from filters.quality_training import train_classifier
+from pipelines.benchmark_sets import Benchmark
+from pipelines.decontaminate_index import NgramSearch
 
 CLASSIFIER = Path(tempfile.gettempdir()) / f"gristmill-laws-{os.getpid()}" / "classifier"
+BENCHMARK = CLASSIFIER.with_name("benchmark.jsonl")
+DECONTAMINATION = {
+    "benchmarks": (Benchmark("words", str(BENCHMARK), ("text",)),),
+    "min_share": 0.4,
+    "search": NgramSearch(ngram=2, min_words=3),
+}
 
 PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
+    "CutContaminated": (DECONTAMINATION,),
+    "Decontaminate": (DECONTAMINATION,),
     "QualityClassifier": ({"model": str(CLASSIFIER)},),
     "QualityEnsemble": ({"of": ("edu", "wiki")},),
     "DatatroveFilter": (
@@ -29,6 +40,13 @@ PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
 
 INPUTS = (pa.field("edu_bin", pa.int8()), pa.field("wiki_bin", pa.int8()))
 """Columns that a step reads and no reader gives."""
+
+
+def write_files() -> None:
+    """Writes what the steps above read."""
+    write_classifier()
+    items = ("the be and caf\u00e9", "x1 # the the be", "be \u65e5\u672c\u8a9e and and the")
+    BENCHMARK.write_text("".join(json.dumps({"text": item}) + "\n" for item in items))
 
 
 def write_classifier() -> None:

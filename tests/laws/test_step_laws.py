@@ -18,7 +18,7 @@ from pipelines.dedup.walk import Candidates, lined_up, verdicts, walk_line
 from pipelines.document import CONTENT, CONTENT_TYPE, RESERVED, document_ids
 from pipelines.global_step import VERDICTS, GlobalStep, GroupStep, Keys, PairStep
 from pipelines.step import Editor, Filter, Step
-from tests.laws.step_parameters import CLASSIFIER, INPUTS, PARAMETERS, write_classifier
+from tests.laws.step_parameters import CLASSIFIER, INPUTS, PARAMETERS, write_files
 
 
 def all_steps() -> list[Step]:
@@ -41,8 +41,8 @@ GLOBAL_STEPS = [step for step in all_steps() if isinstance(step, GlobalStep)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def classifier():
-    write_classifier()
+def files():
+    write_files()
     yield
     shutil.rmtree(CLASSIFIER.parent)
 
@@ -105,6 +105,8 @@ def test_steps_are_found():
     names = {step.name for step in STEPS + GLOBAL_STEPS}
     wanted = {
         "CleanText",
+        "CutContaminated",
+        "Decontaminate",
         "ExactDedup",
         "GopherQuality",
         "GopherRepetition",
