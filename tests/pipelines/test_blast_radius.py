@@ -245,9 +245,7 @@ def test_a_domain_over_its_limit_stops_before_commit_with_examples_of_both_copie
         name, place, text = groups(r"  (\w{32}) (\S+\.jsonl): (.+)", dropped)
         assert place == ledger[name]["origin"]["path"]
         assert texts[name].startswith(text)
-        similarity, match, copy = re.fullmatch(
-            r"    is like \((.+)\) (\w{32}) \S+: (.+)", kept
-        ).groups()
+        similarity, match, copy = groups(r"    is like \((.+)\) (\w{32}) \S+: (.+)", kept)
         assert match == ledger[name]["matched_id"]
         assert similarity == f"{ledger[name]['similarity']:.3f}"
         assert texts[match].startswith(copy)
