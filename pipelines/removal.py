@@ -3,9 +3,9 @@
 write_unit counts a unit's groups into a file of its own under .work; before the commit one process
 adds the files up. A corpus has any number of domains, so neither holds all of them: a unit's counts
 are written as often as there are UNIT_ROWS of them, and adding up goes by partitions of a hash, on
-disk, as soon as there are SUM_ROWS, and again within a partition that is still larger. Peak: 86 MiB of
-Arrow memory for 0.5 and for 3 million domains. Counts are integers, so
-neither the order nor the engine changes them.
+disk, as soon as there are SUM_ROWS, and again within a partition that is still larger. Peak: 86 MiB
+of Arrow memory for 0.5 and for 3 million domains. Counts are integers, so neither the order nor the
+engine changes them.
 """
 
 import shutil
