@@ -1,16 +1,23 @@
 """How results look on a terminal."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.progress import human
 
+if TYPE_CHECKING:
+    from pipelines.dedup.compare import Comparison, Piece
+
 console = Console(highlight=False)
 TEXT_CHARACTERS = 1_200
+PLACES = 8
+"""Differences of a pair that are shown."""
+SHARED = "green"
 
 
 def print_manifest(manifest: dict[str, Any], out: str) -> None:
@@ -39,8 +46,13 @@ def print_manifest(manifest: dict[str, Any], out: str) -> None:
     console.print(f"dataset: {escape(out)}")
 
 
-def print_why(result: dict[str, Any]) -> None:
-    """Prints what became of a document."""
+def print_why(result: dict[str, Any], comparison: "Comparison | None" = None) -> None:
+    """Prints what became of a document, a duplicate and its kept copy side by side.
+
+    Args:
+        result: as `pipelines.explain.why` returns it.
+        comparison: of a near-duplicate with its kept copy; only where they differ is shown.
+    """
     ledger = result["ledger"]
     origin = ledger["origin"]
     place = f"{origin['path']}"
@@ -66,12 +78,59 @@ def print_why(result: dict[str, Any]) -> None:
             rule["name"], rule.get("column", ""), escape(shown), escape(question), verdict
         )
     console.print(table)
-    if result["kept_copy"]:
+    if comparison:
+        _print_comparison(result, comparison)
+    elif result["kept_copy"]:
         copy = result["kept_copy"]
-        title = f"kept copy {copy['id']}, similarity {ledger['similarity']:.3f}"
-        console.print(Panel(escape(copy["text"][:TEXT_CHARACTERS]), title=title))
-    if result["text"]:
-        console.print(Panel(escape(result["text"][:TEXT_CHARACTERS]), title="text"))
+        titles = _titles(result)
+        _side_by_side(titles, [(_beginning(result["text"]), _beginning(copy["text"]))])
+    elif result["text"]:
+        console.print(Panel(_beginning(result["text"]), title="text"))
+
+
+def _print_comparison(result: dict[str, Any], comparison: "Comparison") -> None:
+    from pipelines.dedup.compare import rows  # loads numba, which most results do not need
+
+    places, more = rows(comparison, PLACES)
+    _side_by_side(_titles(result), [(_marked(left), _marked(right)) for left, right in places])
+    shared, either = comparison.num_shared, comparison.num_shingles
+    unit = "words" if comparison.unit == "word" else "characters"
+    console.print(
+        f"[{SHARED}]in both[/]: {shared:,} of {either:,} runs of {comparison.size} {unit}"
+        f" ({comparison.jaccard:.4f}); ... left out"
+        + (f"; {more:,} more places differ" if more else "")
+    )
+
+
+def _titles(result: dict[str, Any]) -> tuple[str, str]:
+    copy, similarity = result["kept_copy"]["id"], result["ledger"]["similarity"]
+    return f"this document {result['id'][:12]}", f"kept copy {copy}, similarity {similarity:.3f}"
+
+
+def _side_by_side(titles: tuple[str, str], places: list[tuple[Text, Text]]) -> None:
+    table = Table(expand=True, show_lines=True)
+    for title in titles:
+        table.add_column(title, ratio=1, overflow="fold")
+    for row in places:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _beginning(text: str | None) -> Text:
+    if text is None:
+        return Text("its text was not kept", "dim")
+    cut = Text("...", "dim") if len(text) > TEXT_CHARACTERS else Text()
+    return Text(_plain(text[:TEXT_CHARACTERS])) + cut
+
+
+def _marked(pieces: "list[Piece]") -> Text:
+    styles = {"shared": SHARED, "own": "", "left out": "dim"}
+    return Text.assemble(*((_plain(piece.text), styles[piece.kind]) for piece in pieces))
+
+
+def _plain(text: str) -> str:
+    """Returns a text that cannot steer the terminal: control characters as their pictures."""
+    return text.translate({code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"})
 
 
 def print_examples(rows: list[dict[str, Any]], rule: str) -> None:

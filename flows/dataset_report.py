@@ -8,7 +8,7 @@ is a row group and what the page shows (a few MB for any dataset), 100,000 docum
 import heapq
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.charts import Categories, Histogram, Question, funnel, precise
-from pipelines.dataset import Dataset
+from pipelines.dataset import Dataset, rows_with
+from pipelines.dedup.compare import rows
 from pipelines.engines.stretch import SAMPLE_SHARE, sampled
+from pipelines.explain import compare_texts, shingle_step
 from pipelines.layout import ERROR_RULE, FAILS
+from pipelines.limits import DIMENSIONS
 from pipelines.statistics import Statistics
 
 EXAMPLES = 5
 TEXT_CHARACTERS = 1_500
+BORDERLINE = 12
+PLACES = 12
+"""Differences of a pair that are shown."""
+REMOVAL_ROWS = 10
 GROUPS = 12
 COPIES = 6
 SOURCES = 40
@@ -62,9 +69,15 @@ def dataset_page(dataset: Dataset, where: str) -> dict[str, Any]:
         "signals": ledger.signals(),
         "undrawn": ledger.undrawn,
         "examples": [rule | {"documents": examples.get(rule["name"], [])} for rule in rules],
+        "removal": [
+            found | {"by": by, "shown": found["worst"][:REMOVAL_ROWS]}
+            for by in DIMENSIONS
+            if (found := manifest.get("removal", {}).get(by)) and found["groups"]
+        ],
         "duplicates": [
             _groups(dataset, rule["name"], ledger.groups[rule["name"]])
             | {"removed": rule["dropped"]}
+            | _near(dataset, rule["name"], ledger.near.get(rule["name"]))
             for rule in rules
             if rule["name"] in ledger.groups
         ],
@@ -82,17 +95,22 @@ class _Ledger:
         self.alone: Counter[str] = Counter()
         """Documents that broke this rule and no other one that was asked."""
         self.groups: dict[str, _Groups] = {}
+        self.near: dict[str, _Near] = {}
         self.undrawn: list[str] = []
         self._manifest = dataset.manifest
         self.schema = pq.read_schema(dataset.files("ledger")[0])
         self._charts = self._make_charts(dataset)
         for name in self.schema.names:
             if name.endswith("_cluster_size") and name not in self._manifest["signals"]:
-                self.groups[name.removesuffix("_cluster_size")] = _Groups()
+                rule = name.removesuffix("_cluster_size")
+                self.groups[rule] = _Groups()
+                if step := shingle_step(self._manifest, rule):
+                    self.near[rule] = _Near(step)
         self._fails = [name for name in self.schema.names if name.startswith(FAILS)]
         columns = ["id", "source", "text_bytes", "dropped_by", *self._fails]
         columns += [name for name in self._charts if name != "text_bytes"]
         columns += [f"{rule}_cluster_size" for rule in self.groups]
+        columns += ["similarity"] if self.near else []
         for batch in dataset.batches("ledger", columns):
             self._add(batch)
 
@@ -130,6 +148,8 @@ class _Ledger:
             self.alone[pair["values"]] += pair["counts"]
         for rule, groups in self.groups.items():
             groups.add(batch, rule)
+        for rule, near in self.near.items():
+            near.add(batch, rule)
 
     def signals(self) -> list[dict[str, Any]]:
         """Returns what the page draws: the size of the texts, then the signals in recipe order."""
@@ -173,6 +193,54 @@ class _Groups:
         self.largest = heapq.nsmallest(GROUPS, [*self.largest, *found])
 
 
+class _Near:
+    """Similarities of what one step dropped as near-duplicates, and those just above its limit."""
+
+    def __init__(self, step: dict[str, Any]) -> None:
+        self.step = step
+        axis = pa.chunked_array([[step["min_similarity"], 1.0]], pa.float64())
+        self.chart = Histogram(axis, [], integer=False)
+        self.lowest: list[tuple[float, str]] = []
+        """(similarity, id of the dropped document), ascending."""
+
+    def add(self, ledger: pa.RecordBatch, rule: str) -> None:
+        """Counts a batch's similarities."""
+        mine = ledger.filter(pc.fill_null(pc.equal(ledger.column("dropped_by"), rule), False))
+        similarity = mine.column("similarity")
+        self.chart.add(similarity, np.ones(len(similarity), bool))
+        found = zip(similarity.to_pylist(), mine.column("id").to_pylist(), strict=True)
+        self.lowest = heapq.nsmallest(BORDERLINE, [*self.lowest, *found])
+
+
+def _near(dataset: Dataset, rule: str, found: _Near | None) -> dict[str, Any]:
+    """Returns the histogram of similarities and the borderline pairs; none for an exact rule."""
+    if found is None or not found.lowest:
+        return {"near": None}
+    ids = [document_id for _, document_id in found.lowest]
+    ledger = {row["id"]: row for row in rows_with(dataset.files("ledger"), "id", ids)}
+    texts = _texts(dataset, [*ids, *(row["matched_id"] for row in ledger.values())])
+    pairs = []
+    for document_id in ids:
+        row = ledger[document_id]
+        match = row["matched_id"]
+        marks = _marks(found.step, texts[document_id], texts[match])
+        pairs.append(marks | {"dropped": row, "kept_id": match})
+    chart = {"name": f"similarity of {rule}s", "chart": found.chart} | found.chart.drawing()
+    return {"near": {"chart": chart, "pairs": pairs, "step": found.step}}
+
+
+def _marks(step: dict[str, Any] | None, left: str | None, right: str | None) -> dict[str, Any]:
+    """Returns where two texts differ, with marks; `places` is none where that cannot be shown."""
+    column = step and step["column"]
+    comparison = compare_texts(step, left, right) if step and column == "text" else None
+    if comparison is None:
+        return {"places": None}
+    places, more = rows(comparison, PLACES)
+    return {"places": places, "more": more, "shared": comparison.num_shared} | {
+        "shingles": comparison.num_shingles
+    }
+
+
 def _examples(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
     """Returns the examples of each rule: the smallest ids, those whose text was kept first."""
     some = dataset.manifest["recipe"].get("keep_dropped") == "sample"
@@ -187,7 +255,7 @@ def _examples(dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
             smallest[rule] = heapq.nsmallest(EXAMPLES, found)
     wanted = {rule: [document_id for _, document_id in ids] for rule, ids in smallest.items()}
     every = [document_id for ids in wanted.values() for document_id in ids]
-    ledgers = {row["id"]: row for row in _rows(dataset, "ledger", "id", every)}
+    ledgers = {row["id"]: row for row in rows_with(dataset.files("ledger"), "id", every)}
     texts = _texts(dataset, every)
     return {
         rule: [_document(dataset, ledgers[document_id], texts) for document_id in ids]
@@ -211,17 +279,18 @@ def _groups(dataset: Dataset, rule: str, found: _Groups) -> dict[str, Any]:
     """Returns the largest groups of duplicates: the kept copy and some of those that went."""
     heads = {document_id: -size for size, document_id in found.largest}
     copies: dict[str, list[dict[str, Any]]] = {document_id: [] for document_id in heads}
-    for row in _rows(dataset, "ledger", "matched_id", list(heads)):
+    for row in rows_with(dataset.files("ledger"), "matched_id", heads):
         members = copies[row["matched_id"]]
         if row["dropped_by"] == rule and len(members) < COPIES:
             members.append(row)
-    kept = {row["id"]: row for row in _rows(dataset, "ledger", "id", list(heads))}
+    kept = {row["id"]: row for row in rows_with(dataset.files("ledger"), "id", heads)}
     shown = [head for head in heads if copies[head]]
     texts = _texts(dataset, [*shown, *(copies[head][0]["id"] for head in shown)])
-    groups = []
+    groups, step = [], shingle_step(dataset.manifest, rule)
     for head in shown:
         group = {"size": heads[head], "kept": kept[head], "kept_text": texts[head]}
         group |= {"copies": copies[head], "copy_text": texts[copies[head][0]["id"]]}
+        group |= _marks(step, group["copy_text"], group["kept_text"])
         groups.append(group)
     sizes = sorted(found.sizes.items())
     return {"rule": rule, "largest": groups, "sizes": sizes, "groups": sum(found.sizes.values())}
@@ -231,22 +300,6 @@ def _texts(dataset: Dataset, ids: Sequence[str]) -> dict[str, str | None]:
     """Returns the texts of documents, kept or dropped; None where the text was not kept."""
     texts: dict[str, str | None] = dict.fromkeys(ids)
     for kind in ("dropped", "data"):
-        texts |= {row["id"]: row["text"] for row in _rows(dataset, kind, "id", ids, ["id", "text"])}
+        found = rows_with(dataset.files(kind), "id", ids, ["id", "text"])
+        texts |= {row["id"]: row["text"] for row in found}
     return texts
-
-
-def _rows(
-    dataset: Dataset,
-    kind: str,
-    key: str,
-    wanted: Collection[str],
-    columns: list[str] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yields the rows whose key is wanted; only their row groups are read."""
-    values = pa.array(sorted(set(wanted)), pa.string())
-    for path in dataset.files(kind):
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for group in range(file.num_row_groups):
-                mask = pc.is_in(file.read_row_group(group, [key]).column(0), values)
-                if pc.any(mask).as_py():
-                    yield from file.read_row_group(group, columns).filter(mask).to_pylist()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pipelines.without_pandas  # noqa: F401
 from pipelines.atomic import sweep
+from pipelines.blast_radius import check_removal
 from pipelines.checks import check_counts
 from pipelines.dataset import MANIFEST, WORK, Dataset, write_json
 from pipelines.engines.engine import Engine
@@ -76,7 +77,7 @@ def curate(
     Raises:
         ValueError: recipe and sources do not fit, or `out` holds something else.
         RuntimeError: a law does not hold: nothing to keep, a count that does not add up, a rule
-            that would wipe out a source. Nothing is committed.
+            that would wipe out a source, a limit of the recipe. Nothing is committed.
         OSError: reading or writing failed; run again to continue.
     """
     settings = settings or Settings()
@@ -101,7 +102,9 @@ def curate(
         records = _run(job, settings)
         counts = merged(record["statistics"] for record in records)
         check_counts(job, records, counts)
+        removal = check_removal(job)
         manifest = make_manifest(job, sources, identity, mark, records, counts)
+        manifest["removal"] = removal
         for warning in manifest["warnings"]:
             say(f"warning: {warning}")
         write_json(out / MANIFEST, manifest)

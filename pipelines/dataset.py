@@ -6,7 +6,7 @@ never read.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,19 @@ class Dataset:
                 table = pq.read_table(self.files(kind)[number])
                 return table.slice(place, 1).to_pylist()[0]
         return None
+
+
+def rows_with(
+    paths: Sequence[Path], key: str, wanted: Collection[str], columns: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of Parquet files whose key is wanted; only their row groups are read."""
+    values = pa.array(sorted(set(wanted)), pa.string())
+    for path in paths:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                mask = pc.is_in(file.read_row_group(group, [key]).column(0), values)
+                if pc.any(mask).as_py():
+                    yield from file.read_row_group(group, columns).filter(mask).to_pylist()
 
 
 def write_json(path: Path, value: Any) -> None:

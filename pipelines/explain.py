@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.dataset import Dataset
+from pipelines.dedup.compare import Comparison, compare
+from pipelines.dedup.folds import word_folds
 from pipelines.layout import FAILS
 
 
@@ -21,8 +23,10 @@ def why(dataset: Dataset, document_id: str) -> dict[str, Any]:
     Returns:
         `id`, `outcome` ("kept" or the rule), `ledger` (the whole row), `rules` (for each rule its
         question, the document's value and whether it broke it, null where it was not asked),
-        `text` (null where it was not kept) and `kept_copy` (for a duplicate the document that
-        stayed).
+        `text` (null where it was not kept), `kept_copy` (for a duplicate the document that
+        stayed) and `comparison` (for a near-duplicate whose texts are there: `unit` and `size` of
+        its shingles, `spans` and `kept_copy_spans` of the shared ones as [start, stop) code
+        points, the numbers `shared` and `shingles`, and their quotient `jaccard`; else null).
 
     Raises:
         ValueError: no document has the id, or several start with it.
@@ -39,14 +43,58 @@ def why(dataset: Dataset, document_id: str) -> dict[str, Any]:
         value = ledger.get(rule.get("column", ""))
         rules.append(rule | {"value": value, "broke": bool(asked) or asked is None})
     matched = ledger.get("matched_id")
+    kept_copy = _document(dataset, matched) if matched else None
+    found = compared(dataset, ledger)
     return {
         "id": ledger["id"],
         "outcome": ledger["dropped_by"] or "kept",
         "ledger": ledger,
         "rules": rules,
         "text": document and document["text"],
-        "kept_copy": _document(dataset, matched) if matched else None,
+        "kept_copy": kept_copy,
+        "comparison": found
+        and {
+            "unit": found.unit,
+            "size": found.size,
+            "spans": found.left.spans(),
+            "kept_copy_spans": found.right.spans(),
+            "shared": found.num_shared,
+            "shingles": found.num_shingles,
+            "jaccard": found.jaccard,
+        },
     }
+
+
+def compared(dataset: Dataset, ledger: dict[str, Any]) -> Comparison | None:
+    """Compares a near-duplicate with the kept copy by the shingles of the step that dropped it.
+
+    Returns:
+        The comparison, the dropped text at the left; none where the rule that dropped the document
+        does not compare shingles, or a text is not there.
+    """
+    step = shingle_step(dataset.manifest, ledger["dropped_by"])
+    if step is None:
+        return None
+    document = dataset.find("dropped", ledger["id"])
+    kept_copy = _document(dataset, ledger["matched_id"])
+    texts = [row[step["column"]] if row else None for row in (document, kept_copy)]
+    return compare_texts(step, *texts)
+
+
+def compare_texts(step: dict[str, Any], left: str | None, right: str | None) -> Comparison | None:
+    """Compares two texts as `shingle_step` says; none where one is not there."""
+    if left is None or right is None:
+        return None
+    return compare(left, right, "word", step["num_words"], word_folds())
+
+
+def shingle_step(manifest: dict[str, Any], rule: str | None) -> dict[str, Any] | None:
+    """Returns the parameters of the step that drops near-duplicates by a rule, else none."""
+    steps = {known["name"]: known["step"] for known in manifest["rules"]}
+    if rule is None or steps.get(rule) != "FuzzyDedup":
+        return None
+    found = manifest["recipe"]["steps"]
+    return next(step["parameters"] for step in found if step["name"] == "FuzzyDedup")
 
 
 def examples(dataset: Dataset, rule: str, number: int) -> list[dict[str, Any]]:

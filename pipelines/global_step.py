@@ -70,7 +70,7 @@ class GroupStep(Step):
     rule: ClassVar[str] = ""
     """The name under which it drops documents."""
     max_share: ClassVar[float] = 0.95
-    """Above this share of one source's documents (1,000 or more) the run stops before commit."""
+    """Above this share of the documents of a source that reach it (1,000 or more) the run stops."""
 
     def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         """Returns group (n, 2) uint64 and rank (n, r) uint64 of a batch's documents."""
@@ -97,7 +97,7 @@ class PairStep(Step):
     rule: ClassVar[str] = ""
     """The name under which it drops documents."""
     max_share: ClassVar[float] = 0.95
-    """Above this share of one source's documents (1,000 or more) the run stops before commit."""
+    """Above this share of the documents of a source that reach it (1,000 or more) the run stops."""
 
     def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns group (n, k) uint64, rank (n, r) uint64 and size (n,) int32 of documents."""

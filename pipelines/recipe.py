@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipelines.document import ERROR, KEY, RESERVED
 from pipelines.global_step import GlobalStep
+from pipelines.limits import ANY_RULE, Limit
 from pipelines.readers.reader import Reader
 from pipelines.step import Filter, Step
 
@@ -52,6 +53,8 @@ class Recipe:
     """Where the recipe reads unless told otherwise; not part of the fingerprint."""
     must_fire: tuple[str, ...] = ()
     """Rules that have to drop something, or the run fails."""
+    limits: tuple[Limit, ...] = ()
+    """Beside each rule's max_share of a source; not part of the fingerprint."""
 
     def __post_init__(self) -> None:
         if not self.readers:
@@ -64,6 +67,12 @@ class Recipe:
             if name not in names:
                 raise ValueError(
                     f"recipe {self.name}: must_fire names {name!r}; rules here: {', '.join(names)}"
+                )
+        for limit in self.limits:
+            if limit.rule not in (ANY_RULE, *names):
+                raise ValueError(
+                    f"recipe {self.name}: a limit by {limit.by} names rule {limit.rule!r}; "
+                    f"rules here: {', '.join(names)}. Without a rule it is that of any rule."
                 )
 
     def rule_names(self) -> Iterator[tuple[Step, str]]:

@@ -37,7 +37,7 @@ class Rule:
     comparison: str
     threshold: str
     max_share: float = 0.95
-    """Above this share of one source's documents (1,000 or more) the run stops before commit."""
+    """Above this share of the documents of a source that reach it (1,000 or more) the run stops."""
 
     def __post_init__(self) -> None:
         if self.comparison not in (*COMPARISONS, "not in"):

@@ -16,6 +16,7 @@ from pipelines.clean import CleanText
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.fuzzy import FuzzyDedup
 from pipelines.dedup.keep import Longest
+from pipelines.limits import Limit
 from pipelines.readers.files import FilesReader
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.readers.parquet import ParquetReader
@@ -53,6 +54,7 @@ def python_packages(classifier: str = "") -> Recipe:
             ExactDedup(),
             FuzzyDedup(keep=(Longest(),)),
         ),
+        limits=tuple(Limit("language", 0.9, rule=step.rule) for step in (ExactDedup, FuzzyDedup)),
         sources=(Source("packages", sysconfig.get_paths()["purelib"], files=TEXT_FILES),),
     )
 

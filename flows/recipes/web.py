@@ -7,6 +7,7 @@ from pipelines.clean import CleanText
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.keep import Oldest
 from pipelines.extract import HtmlText
+from pipelines.limits import Limit
 from pipelines.readers.files import FilesReader, HtmlFilesReader
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.readers.parquet import ParquetReader
@@ -26,5 +27,9 @@ def english_web() -> Recipe:
             GopherRepetition(),
             GopherQuality(),
             ExactDedup(keep=(Oldest(),)),
+        ),
+        limits=(
+            Limit("language", 0.9, rule=ExactDedup.rule),
+            Limit("domain", 0.95, rule=ExactDedup.rule),
         ),
     )

@@ -80,15 +80,17 @@ def why(
     """Explain what became of a document, rule by rule."""
     with errors():
         from pipelines.dataset import Dataset
+        from pipelines.explain import compared
         from pipelines.explain import why as explain
 
-        result = explain(Dataset(dataset), document)
+        found = Dataset(dataset)
+        result = explain(found, document)
         if as_json:
             print_json(result)
         else:
             from flows.console import print_why
 
-            print_why(result)
+            print_why(result, compared(found, result["ledger"]))
 
 
 @app.command(epilog="Example: gristmill show web --rule too_few_words")

@@ -36,6 +36,7 @@ from pipelines.engines.stretch import (
 from pipelines.evaluate import run_step, scatter
 from pipelines.global_step import GroupStep, Keys, PairStep
 from pipelines.readers.reader import Tally
+from pipelines.removal import RemovalWriter, removal_file
 from pipelines.statistics import Statistics
 
 PARTS = ("kept", "dropped", "ledger")
@@ -130,12 +131,14 @@ def write_unit(job: Job, unit: int) -> dict[str, Any]:
         for kind, path in paths.items():
             temporary = stack.enter_context(written(path))
             writers[kind] = stack.enter_context(_parquet_writer(temporary, schemas[kind]))
+        removal = stack.enter_context(RemovalWriter(removal_file(job, unit)))
         for stretch in _stretches(job, last, unit, tally):
             before = [next(phase) for phase in earlier]
             ledger = _join_ledgers(job, [*(ledger for _, ledger in before), stretch.ledger])
             parts = [*(dropped for dropped, _ in before), stretch.dropped]
             dropped = one_batch(pa.Table.from_batches(parts).sort_by(ROW.name))
             statistics.add(ledger)
+            removal.add(stretch.kept, dropped)
             batches = {"data": stretch.kept, "ledger": ledger, "dropped": dropped}
             for kind, batch in batches.items():
                 rows[kind] += batch.num_rows

@@ -3,6 +3,7 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 import zlib
 from html.parser import HTMLParser
 from itertools import product
@@ -14,10 +15,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from filters.gopher_quality import GopherQuality
 from filters.gopher_repetition import GopherRepetition
 from flows.charts import Categories, Histogram, Question, line_plot, precise, share
+from flows.console import print_why
 from flows.report import write_report
 from flows.runs.hybrid_20m import run as training_run
 from mixtures.mixture import Mixture, Part, mix
@@ -26,8 +29,9 @@ from mixtures.vocabulary_training import train_vocabulary
 from pipelines.curate import Settings, curate
 from pipelines.dataset import Dataset, write_json
 from pipelines.dedup.exact import ExactDedup
+from pipelines.dedup.fuzzy import FuzzyDedup
 from pipelines.dedup.keep import Longest
-from pipelines.explain import examples
+from pipelines.explain import compared, examples, why
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe, Source
 from pipelines.step import Cut
@@ -572,3 +576,98 @@ def test_report_of_a_run_shows_classifier_and_answers(tmp_path: Path) -> None:
     assert "70 documents, 50 of them good" in page
     assert "25.0% [5.0, 70.0]" in page.split('<section id="answers">')[1]
     assert "2 + 2 = &lt;b&gt;" in page
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A dataset with near-duplicates of every similarity from 0.8 on, in two languages."""
+    folder = tmp_path_factory.mktemp("near")
+    rng = np.random.default_rng(5)
+    rows = []
+    for number in range(40):
+        words = rng.choice(WORDS, 200).tolist()
+        place, changed = int(rng.integers(20, 180)), int(rng.integers(0, 3))
+        other = [*words[:place], "<b>new</b>", *words[place + changed :]]
+        more = [f"and{extra}" for extra in range(int(rng.integers(0, 30)))]
+        for text in (words, [*other, *more]):
+            row = {"text": " ".join(text), "url": f"http://www.d{number % 3}.example/{number}"}
+            rows.append(row | {"language": "en" if number % 2 else "de"})
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    reader = JsonlReader(columns=("url", "language"))
+    recipe = Recipe("near", (reader,), (FuzzyDedup(keep=(Longest(),)),))
+    curate(recipe, [Source("a", str(folder / "a.jsonl"))], folder / "out", Settings(workers=1))
+    return Dataset(folder / "out")
+
+
+def test_report_shows_the_borderline_pairs_with_their_marks(near: Dataset) -> None:
+    page = write_report(near.path).read_text("utf-8")
+    Page(page)
+    removed = [row for row in near.table("ledger").to_pylist() if row["dropped_by"]]
+    removed.sort(key=lambda row: (row["similarity"], row["id"]))
+    assert len(removed) > 30
+    section = page.split('<section id="duplicates-0">')[1].split("</section>")[0]
+    drawn = re.findall(r"<title>.*?: 0 kept, ([\d,]+) dropped</title>", section)
+    assert sum(map(count, drawn)) == len(removed)
+    pairs = section.split('<details class="borderline"')[1:]
+    assert len(pairs) == 12
+    texts = {row["id"]: row for kind in ("data", "dropped") for row in near.table(kind).to_pylist()}
+    for pair, row in zip(pairs, removed, strict=False):
+        assert f"<b>{row['similarity']:.4f}</b>" in pair
+        assert f"gristmill why . {row['id']}" in pair
+        assert f"<code>{row['matched_id']}</code>" in pair
+        marked = re.findall(r"<mark>(.*?)</mark>", pair, re.DOTALL)
+        assert marked
+        kept = texts[row["matched_id"]]["text"]
+        assert all(part in texts[row["id"]]["text"] and part in kept for part in marked)
+        assert "&lt;b&gt;new&lt;/b&gt;" in pair
+        shared, either = re.search(r"([\d,]+) of ([\d,]+) runs are in both", pair).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        assert np.float32(count(shared) / count(either)) == np.float32(row["similarity"])
+
+
+def test_report_removal_tables_are_those_of_the_manifest(near: Dataset) -> None:
+    page = write_report(near.path).read_text("utf-8")
+    found = tables(page, "removal")
+    for rows, by in zip(found, ("source", "language", "domain"), strict=True):
+        worst = near.manifest["removal"][by]["worst"]
+        assert len(worst) == len(rows) == {"source": 1, "language": 2, "domain": 3}[by]
+        for row, group in zip(rows, worst, strict=True):
+            assert row[:3] == [group["group"], f"{group['documents']}", f"{group['dropped']}"]
+            part = share(group["dropped"], group["documents"])
+            assert row[3:] == [part, f"near_duplicate {part}"]
+
+
+def test_why_prints_a_near_duplicate_beside_its_copy(
+    near: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(row for row in near.table("ledger").to_pylist() if row["dropped_by"])
+    result = why(near, row["id"])
+    found = result["comparison"]
+    assert np.float32(found["jaccard"]) == np.float32(row["similarity"])
+    assert json.loads(json.dumps(result))["comparison"]["spans"]
+    for spans, text in (
+        (found["spans"], result["text"]),
+        (found["kept_copy_spans"], result["kept_copy"]["text"]),
+    ):
+        assert all(0 <= start < stop <= len(text) for start, stop in spans)
+    console = Console(width=160, highlight=False, file=sys.stdout, force_terminal=True)
+    monkeypatch.setattr("flows.console.console", console)
+    print_why(result, compared(near, row))
+    shown = capsys.readouterr().out
+    assert f"kept copy {row['matched_id']}, similarity {row['similarity']:.3f}" in shown
+    assert f"{found['shared']} of {found['shingles']} runs of 5 words" in shown
+    assert re.search("\x1b\\[32m\\w+ \\w+", shown), "nothing is highlighted"
+    assert "<b>new</b>" in shown
+
+
+def test_why_prints_an_exact_duplicate_beside_its_copy_without_marks(
+    dataset: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.console.console", Console(width=160, file=sys.stdout))
+    (row,) = examples(dataset, "exact_duplicate", 1)
+    result = why(dataset, row["id"])
+    assert result["comparison"] is None
+    print_why(result, compared(dataset, result["ledger"]))
+    shown = capsys.readouterr().out
+    assert f"kept copy {result['kept_copy']['id']}" in shown
+    assert shown.count(" ".join(result["text"].split()[:4])) == 2
+    assert "runs of" not in shown
