@@ -85,7 +85,9 @@ def compare_texts(step: dict[str, Any], left: str | None, right: str | None) -> 
     """Compares two texts as `shingle_step` says; none where one is not there."""
     if left is None or right is None:
         return None
-    return compare(left, right, "word", step["num_words"], word_folds())
+    shingles = step["shingles"]
+    folds = word_folds(shingles["fold_digits"])
+    return compare(left, right, shingles["unit"], shingles["size"], folds)
 
 
 def shingle_step(manifest: dict[str, Any], rule: str | None) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,12 @@ def _describe(part: Step | Reader) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a parameter as JSON holds it; an object is its repr, which shows all its fields."""
+    """Returns a parameter as JSON holds it; any other object is its repr."""
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        parameters = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"name": type(value).__name__} | parameters
     return value if isinstance(value, (str, int, float, bool)) or value is None else repr(value)
 
 

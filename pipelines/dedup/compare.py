@@ -17,11 +17,11 @@ import numpy as np
 
 from pipelines.dedup.minhash_kernels import SINGLE
 
-Unit = Literal["word", "char"]
+Unit = Literal["word", "character"]
 Span = tuple[int, int]
-CONTEXT = {"word": 12, "char": 70}
+CONTEXT = {"word": 12, "character": 70}
 """Units shown on either side of a difference."""
-LONG = {"word": 60, "char": 360}
+LONG = {"word": 60, "character": 360}
 """Units of a difference that are shown, two thirds of them from its beginning."""
 PIECE_CHARACTERS = 600
 """A longer piece is shown by its two ends: some words have a million characters."""
@@ -109,7 +109,7 @@ def compare(left: str, right: str, unit: Unit, size: int, folds: np.ndarray) -> 
     Args:
         left: a text.
         right: another one.
-        unit: "word": a shingle is a run of words. "char": of folded characters, where whatever
+        unit: "word": a shingle is a run of words. "character": of folded characters, where whatever
             separates two words is one blank.
         size: units in a shingle; a text of fewer units is one shingle.
         folds: uint32, one for each code point, as pipelines.dedup.folds makes them.

@@ -28,7 +28,7 @@ TEXT = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=40).map("".join),
     st.text(st.characters(max_codepoint=0x2FF), max_size=40),
 )
-UNITS: st.SearchStrategy[Unit] = st.sampled_from(["word", "char"])
+UNITS: st.SearchStrategy[Unit] = st.sampled_from(["word", "character"])
 
 
 def units_of(text: str, unit: Unit) -> list[str]:
@@ -38,7 +38,7 @@ def units_of(text: str, unit: Unit) -> list[str]:
     for character in text:
         if not (character.isalnum() or unicodedata.category(character)[0] == "M"):
             glue = False
-        elif unit == "char":
+        elif unit == "character":
             words += ([] if glue or not words else [" "]) + [character.lower()[0]]
             glue = True
         elif character in UNSPACED:
@@ -71,7 +71,7 @@ def from_spans(side: Side, unit: Unit, size: int) -> set[tuple[str, ...]]:
     found: set[tuple[str, ...]] = set()
     for start, stop in side.spans():
         part = side.text[start:stop]
-        blanks = unit == "char"  # those at the ends of a part are units, too
+        blanks = unit == "character"  # those at the ends of a part are units, too
         found.update(
             runs_of(units_of(f"x{part}x", unit)[1:-1] if blanks else units_of(part, unit), size)
         )
