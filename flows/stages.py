@@ -45,6 +45,7 @@ def curate(
     verify: bool = False,
     engine: str = "local",
     master: str = "local[*]",
+    against: str = "",
     arguments: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Runs a recipe (`module:function`) over sources into a dataset; returns its manifest.
@@ -56,9 +57,18 @@ def curate(
     from pipelines.plan import parse_source
 
     size = parse_bytes(memory)
-    settings = Settings(workers or cores(), size, verify, keep_dropped, sample, engine, master)
+    settings = Settings(
+        workers or cores(), size, verify, keep_dropped, sample, engine, master, against
+    )
     chosen = load_function(recipe, "recipe")(**(arguments or {}))
     return run(chosen, [parse_source(source) for source in sources], out, settings)
+
+
+def compact(datasets: tuple[str, ...], out: str) -> dict[str, Any]:
+    """Writes the snapshots of an index, in order, as one dataset; returns its manifest."""
+    from pipelines.compact import compact as run
+
+    return run(datasets, out)
 
 
 def train_tokenizer(

@@ -69,7 +69,7 @@ def check_removal(job: Job) -> dict[str, Any]:
     radius = {by: {"groups": 0, "documents": 0, "worst": []} for by in DIMENSIONS}
     excesses: list[tuple[tuple[Any, ...], Excess]] = []
     number = 0
-    paths = [removal_file(job, unit) for unit in range(len(job.plan.units))]
+    paths = [removal_file(job, unit) for unit in job.own_units()]
     for counts in whole_groups(paths, job.plan_folder() / f"{PREFIX}removal"):
         sums = _Sums(counts, job.layout.rules)
         for by, found in radius.items():

@@ -7,6 +7,7 @@ leaves `.work/`, and the same command goes on from there.
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from pipelines.atomic import sweep
 from pipelines.blast_radius import check_removal
 from pipelines.checks import check_counts
 from pipelines.dataset import MANIFEST, WORK, Dataset, write_json
+from pipelines.engines.amend import KINDS, amend_unit
 from pipelines.engines.engine import Engine
 from pipelines.engines.job import Job
 from pipelines.engines.local import LocalEngine
 from pipelines.engines.stages import map_unit, warm_up, write_unit
-from pipelines.inputs import changed_inputs, forget_changed_units
+from pipelines.index import INDEX, Index
+from pipelines.inputs import changed_inputs, forget_changed_units, inputs_of
 from pipelines.layout import make_layout
 from pipelines.manifest import make_manifest
 from pipelines.output_folder import check_output, locked
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import make_plan
 from pipelines.progress import progress, say
+from pipelines.readers.reader import SourceFile
 from pipelines.recipe import Recipe, Source, fingerprint
 from pipelines.statistics import merged
 from pipelines.step import Step
@@ -52,6 +56,8 @@ class Settings:
     engine: str = "local"
     master: str = "local[*]"
     """Where Spark runs, as spark-submit takes it; for the Spark engine."""
+    against: str = ""
+    """Folder of an index of earlier snapshots; empty for a run by itself."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -90,43 +96,74 @@ def curate(
     mark = fingerprint(identity)
     check_output(out, recipe.name, mark)
     say(f"curate {recipe.name}: listing {', '.join(source.root for source in sources)}")
-    plan = make_plan(recipe.readers, sources)
+    index = _index(recipe, mark, settings.against)
     if (out / MANIFEST).is_file():
-        return _reuse(out, plan, settings.verify)
-    layout, work = make_layout(recipe, plan), out / WORK / mark[:32]
+        return _reuse(recipe, sources, out, index, settings)
+    plan = make_plan(recipe.readers, sources, index.knows if index else _nothing)
+    layout = make_layout(recipe, plan)
+    work = index.path if index else out / WORK / mark[:32]
     job = Job(recipe, plan, layout, out, work, settings.keep_dropped, settings.sample)
-    with locked(out):
+    with ExitStack() as locks:
+        locks.enter_context(locked(out))
+        if index:
+            locks.enter_context(locked(index.path))
+            job = index.extended(job)
         _sweep(job)
         if settings.verify:
             forget_changed_units(job)
-        records = _run(job, settings)
+        records, amended = _run(job, settings)
         counts = merged(record["statistics"] for record in records)
         check_counts(job, records, counts)
         removal = check_removal(job)
-        manifest = make_manifest(job, sources, identity, mark, records, counts)
+        manifest = make_manifest(job, sources, identity, mark, records, counts, amended)
         manifest["removal"] = removal
+        if index:
+            manifest["against"] = index.account(job, manifest)
         for warning in manifest["warnings"]:
             say(f"warning: {warning}")
         write_json(out / MANIFEST, manifest)
+        if index:
+            index.commit(job, Dataset(out).identity, manifest)
         shutil.rmtree(out / WORK)
     return manifest
 
 
-def _run(job: Job, settings: Settings) -> list[dict[str, Any]]:
+def _nothing(file: SourceFile) -> bool:
+    return False
+
+
+def _index(recipe: Recipe, mark: str, against: str) -> Index | None:
+    if not against:
+        return None
+    if len(recipe.phases()) == 1:
+        raise ValueError(
+            f"recipe {recipe.name} looks at every document by itself, so snapshots do not touch "
+            f"each other; run it without --against"
+        )
+    return Index(Path(against), recipe.name, mark)
+
+
+def _run(job: Job, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns the records of the job's own units, and of what is said of earlier ones."""
     sizes = [unit.size for unit in job.plan.units]
-    units = [(unit,) for unit in range(len(sizes))]
     with _engine(job, settings) as engine:
         engine.warm_up(warm_up)
         for phase, (steps, step) in enumerate(job.recipe.phases()):
             if step is None:
                 break
             with progress(f"map ({_names(steps)})", job.plan.size, "B") as bar:
-                items = [(phase, unit) for (unit,) in units]
+                items = [(phase, unit) for unit in range(len(sizes))]
                 mapped = engine.each(map_unit, items, sizes, bar)
             engine.decide(phase, sum(record["keys"] for record in mapped))
         last, _ = job.recipe.phases()[-1]
-        with progress(f"write ({_names(last)})", job.plan.size, "B") as bar:
-            return engine.each(write_unit, units, sizes, bar)
+        own, earlier = job.own_units(), range(job.first)
+        with progress(f"write ({_names(last)})", sum(sizes[job.first :]), "B") as bar:
+            records = engine.each(write_unit, [(u,) for u in own], sizes[job.first :], bar)
+        if not earlier:
+            return records, []
+        with progress("compare earlier snapshots", sum(sizes[: job.first]), "B") as bar:
+            amended = engine.each(amend_unit, [(u,) for u in earlier], sizes[: job.first], bar)
+    return records, amended
 
 
 def _engine(job: Job, settings: Settings) -> Engine:
@@ -141,23 +178,42 @@ def _names(steps: Sequence[Step]) -> str:
     return ", ".join(step.name for step in steps) or "no further steps"
 
 
-def _reuse(out: Path, plan: Plan, verify: bool) -> dict[str, Any]:
-    """Returns a finished dataset's manifest if its inputs are still those of the plan."""
-    changed = changed_inputs(out, plan, verify)
+def _reuse(
+    recipe: Recipe, sources: Sequence[Source], out: Path, index: Index | None, settings: Settings
+) -> dict[str, Any]:
+    """Returns a finished dataset's manifest if its inputs are still those of the sources."""
+    held = Dataset(out)
+    if ("against" in held.manifest) != (index is not None):
+        was = "with" if "against" in held.manifest else "without"
+        raise ValueError(f"{out} is finished, {was} --against. Give another --out.")
+    mine = {(row["source"], row["path"]) for row in inputs_of(out)}
+
+    def earlier(file: SourceFile) -> bool:
+        known = index is not None and index.knows(file)
+        return known and (file.source, file.path) not in mine
+
+    plan = make_plan(recipe.readers, sources, earlier)
+    changed = changed_inputs(out, plan, settings.verify)
     if changed:
         raise ValueError(
             f"{out} is finished, but its inputs have changed since: {changed}. "
             f"Give another --out, or remove the folder to make it again."
         )
+    if index and not index.has(held.identity):  # killed between the two commits
+        layout = make_layout(recipe, plan)
+        job = Job(recipe, plan, layout, out, index.path, settings.keep_dropped, settings.sample)
+        with locked(index.path):
+            index.commit(index.extended(job), held.identity, held.manifest)
     say(f"{out} is finished already, with the same recipe and inputs; nothing to do")
-    return Dataset(out).manifest
+    return held.manifest
 
 
 def _sweep(job: Job) -> None:
     """Removes what killed runs left half-written and what belongs to inputs that have changed."""
     sweep(job.out)
     job.plan_folder().mkdir(parents=True, exist_ok=True)
-    current = {job.plan_folder().name, "units"}
+    current = {job.plan_folder().name, job.before().plan_folder().name}
+    current |= {"units", "phases", WORK, INDEX}
     for path in job.work.iterdir():
         if path.name not in current:
             shutil.rmtree(path)
@@ -165,7 +221,7 @@ def _sweep(job: Job) -> None:
     for path in (job.work / "units").glob("*"):
         if path.name not in identities:
             shutil.rmtree(path)
-    for kind in ("data", "ledger", "dropped"):
+    for kind in ("data", "ledger", "dropped", *KINDS):
         for path in (job.out / kind).glob("*.parquet"):
             if not job.record(int(path.stem)).exists():
                 path.unlink()

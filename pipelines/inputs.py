@@ -23,16 +23,16 @@ SCHEMA = pa.schema(
         ("stop", pa.int64()),
         ("size", pa.int64()),  # of the whole file
         ("digest", pa.string()),  # content_hash of the bytes [start, stop)
-        ("unit", pa.int32()),
+        ("unit", pa.int32()),  # from 0 on in each dataset
     ]
 )
 
 
 def write_inputs(job: Job, records: list[dict[str, Any]]) -> Path:
     """Writes one row for each span of the plan, with the hash of its bytes as they were read."""
+    own = Plan(job.plan.units[job.first :], ())
     rows = [
-        row | {"digest": records[row["unit"]]["digests"][_name(span)]}
-        for span, row in _rows(job.plan)
+        row | {"digest": records[row["unit"]]["digests"][_name(span)]} for span, row in _rows(own)
     ]
     path = job.out / INPUTS
     with written(path) as temporary:
@@ -67,9 +67,15 @@ def changed_inputs(out: Path, plan: Plan, verify: bool) -> str:
     return ""
 
 
+def inputs_of(out: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a finished dataset's inputs."""
+    return pq.read_table(out / INPUTS).to_pylist()
+
+
 def forget_changed_units(job: Job) -> None:
     """Hashes again what an unfinished run has read and removes the units whose bytes differ."""
-    for index, unit in enumerate(job.plan.units):
+    for index in job.own_units():
+        unit = job.plan.units[index]
         folder = job.phase_folder(0, index)
         record = folder / "record.json"
         if not record.exists():

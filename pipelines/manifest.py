@@ -24,8 +24,19 @@ def make_manifest(
     mark: str,
     records: list[dict[str, Any]],
     counts: dict[str, Any],
+    amended: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Writes the inputs table and returns the manifest. It holds no times and no host names."""
+    """Writes the inputs table and returns the manifest. It holds no times and no host names.
+
+    Args:
+        job: the job.
+        sources: what it read.
+        identity: all that the bytes depend on beside the input.
+        mark: the fingerprint.
+        records: of the units that it wrote.
+        counts: their statistics.
+        amended: records of what it says of earlier snapshots.
+    """
     inputs = write_inputs(job, records)
     totals: dict[str, list[int]] = {}
     types: Counter[str] = Counter()
@@ -37,8 +48,9 @@ def make_manifest(
     for record in records:
         types.update(record["records"])
     documents = sum(total[0] for total in totals.values())
-    files = [entry for record in records for entry in record["files"]]
-    files.append(file_entry(job.out, inputs, sum(len(unit.spans) for unit in job.plan.units)))
+    files = [entry for record in (*records, *amended) for entry in record["files"]]
+    num_spans = sum(len(unit.spans) for unit in job.plan.units[job.first :])
+    files.append(file_entry(job.out, inputs, num_spans))
     silent = [f"rule {rule} dropped nothing" for rule in silent_rules(job, counts)]
     return {
         "gristmill": version("gristmill"),

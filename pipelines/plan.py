@@ -8,7 +8,7 @@ over 100) and a file that is added or removed changes one pack, not all that fol
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,8 +114,17 @@ def list_files(source: Source) -> list[SourceFile]:
     return files
 
 
-def make_plan(readers: Sequence[Reader], sources: Sequence[Source]) -> Plan:
+def make_plan(
+    readers: Sequence[Reader],
+    sources: Sequence[Source],
+    left_out: Callable[[SourceFile], bool] = lambda file: False,
+) -> Plan:
     """Lists and splits the sources.
+
+    Args:
+        readers: of the recipe.
+        sources: where to read.
+        left_out: says of a file that it is not to be read.
 
     Raises:
         ValueError: two sources share a name, or a source has no file that a reader claims.
@@ -142,7 +151,7 @@ def make_plan(readers: Sequence[Reader], sources: Sequence[Source]) -> Plan:
                 f" The first is {files[0].path!r}."
             )
         for index, reader in enumerate(readers):
-            mine = [file for i, file in claimed if i == index]
+            mine = [file for i, file in claimed if i == index and not left_out(file)]
             units.extend(Unit(source.name, index, spans) for spans in _pack(reader, mine))
     return Plan(tuple(units), tuple(unclaimed))
 

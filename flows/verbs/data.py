@@ -1,4 +1,4 @@
-"""Verbs about datasets: curate, why, show, report, publish."""
+"""Verbs about datasets: curate, compact, why, show, report, publish."""
 
 from typing import Annotated
 
@@ -45,6 +45,13 @@ def curate(
     master: Annotated[
         str, typer.Option(help="Where Spark runs: local[2], spark://host:7077, yarn, ...")
     ] = "local[*]",
+    against: Annotated[
+        str,
+        typer.Option(
+            help="Folder of an index: the run sees the snapshots in it as earlier documents, says "
+            "what has changed of them, and is added. A new folder starts an index."
+        ),
+    ] = "",
     as_json: Json = False,
     prefect: AsFlow = False,
 ) -> None:
@@ -61,8 +68,29 @@ def curate(
             verify=verify,
             engine=engine,
             master=master,
+            against=against,
             arguments=dict(pair("--argument", text) for text in argument or []),
         )
+        if as_json:
+            print_json(result)
+        else:
+            from flows.console import print_manifest
+
+            print_manifest(result, out)
+
+
+@app.command(epilog="Example: gristmill compact web-2025 web-2026 --out web")
+def compact(
+    datasets: Annotated[
+        list[str], typer.Argument(help="One dataset, or all snapshots of an index in order.")
+    ],
+    out: Out,
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Write snapshots as one dataset, in canonical order."""
+    with errors():
+        result = stage("compact", prefect)(datasets=tuple(datasets), out=out)
         if as_json:
             print_json(result)
         else:

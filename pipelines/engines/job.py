@@ -1,8 +1,13 @@
 """What a stage needs to know of a run, and where its files are."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
+
+from pipelines.engines.phase_files import unit_verdicts
 from pipelines.global_step import GlobalStep
 from pipelines.layout import Layout
 from pipelines.plan import Plan
@@ -18,18 +23,34 @@ class Job:
     layout: Layout
     out: Path
     work: Path
-    """Folder of intermediate files; its name holds the identity of the run."""
+    """Folder of intermediate files of this recipe: of the run, or an index."""
     keep_dropped: str
     """Which texts of dropped documents are kept: all, sample or origin (none)."""
     sample: float
     """Share of the documents that the run sees."""
+    first: int = 0
+    """The first unit that the run writes; earlier ones are of snapshots in the index."""
+
+    def own_units(self) -> range:
+        """Returns the units that the run writes."""
+        return range(self.first, len(self.plan.units))
+
+    def before(self) -> "Job":
+        """Returns the job of the snapshots in the index: the earlier units and their verdicts."""
+        return replace(self, plan=replace(self.plan, units=self.plan.units[: self.first]))
 
     def phase_folder(self, phase: int, unit: int) -> Path:
-        """Where a mapped unit is. Phase 0 depends on the unit alone, later ones on the plan."""
-        identity = self.plan.units[unit].identity()
+        """Where a mapped unit is: its name says all that its content depends on.
+
+        For phase 0 that is the unit, later also the verdicts on it, which have to be complete.
+        """
         if phase == 0:
-            return self.work / "units" / identity
-        return self.plan_folder() / f"phase-{phase}" / identity
+            return self.work / "units" / self.plan.units[unit].identity()
+        return self.work / "phases" / self.address(phase, unit)
+
+    def address(self, phase: int, unit: int) -> str:
+        """Returns a hash of what a unit's content in a phase depends on."""
+        return _address(self, phase, unit)
 
     def verdicts(self, phase: int) -> Path:
         """Where the verdicts of the global step that ends a phase are."""
@@ -61,3 +82,21 @@ class Job:
     def plan_folder(self) -> Path:
         """Where everything is that depends on all units."""
         return self.work / f"plan-{self.plan.identity()}"
+
+
+def _address(job: Job, phase: int, unit: int) -> str:
+    name = job.plan.units[unit].identity()
+    for earlier in range(phase):
+        name = _with_verdicts(name, job.verdicts(earlier), unit)
+    return name
+
+
+@lru_cache(maxsize=100_000)
+def _with_verdicts(name: str, folder: Path, unit: int) -> str:
+    verdicts = unit_verdicts(folder, unit).drop_columns(["unit"]).combine_chunks()
+    digest = hashlib.blake2b(name.encode(), digest_size=16)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, verdicts.schema) as writer:
+        writer.write_table(verdicts)
+    digest.update(sink.getvalue())
+    return digest.hexdigest()

@@ -128,7 +128,7 @@ class LocalEngine:
 
     def decide(self, phase: int, num_keys: int) -> None:
         """Decides the documents of the global step that ends a phase."""
-        if verdicts_complete(self._job, phase):
+        if verdicts_complete(self._job.verdicts(phase)):
             return
         compares = isinstance(self._job.global_step(phase), PairStep)
         (self._compare if compares else self._group)(phase, num_keys)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.atomic import written
-from pipelines.engines.job import Job
 from pipelines.global_step import VERDICTS
 
 COMPLETE = "complete"
@@ -50,15 +49,15 @@ def mark_complete(folder: Path) -> None:
         temporary.write_text("", "utf-8")
 
 
-def verdicts_complete(job: Job, phase: int) -> bool:
-    """True once all verdicts of a phase are there, whichever engine made them."""
-    return (job.verdicts(phase) / COMPLETE).exists()
+def verdicts_complete(folder: Path) -> bool:
+    """True once all verdicts of a step are there, whichever engine made them."""
+    return (folder / COMPLETE).exists()
 
 
-def unit_verdicts(job: Job, phase: int, unit: int) -> pa.Table:
+def unit_verdicts(folder: Path, unit: int) -> pa.Table:
     """Returns the verdicts on a unit's documents, in order of row."""
     parts = [VERDICTS.empty_table()]
-    for path in sorted(job.verdicts(phase).glob("*.arrow")):
+    for path in sorted(folder.glob("*.arrow")):
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
             units = table.column("unit").combine_chunks().to_numpy(zero_copy_only=False)

@@ -121,7 +121,7 @@ class SparkEngine:
     def decide(self, phase: int, num_keys: int) -> None:
         """Decides the documents of the global step that ends a phase."""
         job = self._job
-        if verdicts_complete(job, phase):
+        if verdicts_complete(job.verdicts(phase)):
             return
         step = job.global_step(phase)
         folder = job.verdicts(phase)

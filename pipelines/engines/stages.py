@@ -125,21 +125,16 @@ def write_unit(job: Job, unit: int) -> dict[str, Any]:
     paths = {kind: job.out / kind / f"{unit:05d}.parquet" for kind in schemas}
     rows = dict.fromkeys(schemas, 0)
     statistics, tally = Statistics(), Tally()
-    earlier = [phase_batches(job.phase_folder(phase, unit)) for phase in range(last)]
     with ExitStack() as stack:
         writers = {}
         for kind, path in paths.items():
             temporary = stack.enter_context(written(path))
-            writers[kind] = stack.enter_context(_parquet_writer(temporary, schemas[kind]))
+            writers[kind] = stack.enter_context(parquet_writer(temporary, schemas[kind]))
         removal = stack.enter_context(RemovalWriter(removal_file(job, unit)))
-        for stretch in _stretches(job, last, unit, tally):
-            before = [next(phase) for phase in earlier]
-            ledger = _join_ledgers(job, [*(ledger for _, ledger in before), stretch.ledger])
-            parts = [*(dropped for dropped, _ in before), stretch.dropped]
-            dropped = one_batch(pa.Table.from_batches(parts).sort_by(ROW.name))
-            statistics.add(ledger)
-            removal.add(stretch.kept, dropped)
-            batches = {"data": stretch.kept, "ledger": ledger, "dropped": dropped}
+        for stretch in finished_stretches(job, unit, tally):
+            statistics.add(stretch.ledger)
+            removal.add(stretch.kept, stretch.dropped)
+            batches = {"data": stretch.kept, "ledger": stretch.ledger, "dropped": stretch.dropped}
             for kind, batch in batches.items():
                 rows[kind] += batch.num_rows
                 if batch.num_rows:
@@ -153,13 +148,31 @@ def write_unit(job: Job, unit: int) -> dict[str, Any]:
     return record
 
 
+def finished_stretches(job: Job, unit: int, tally: Tally) -> Iterator[Stretch]:
+    """Yields a unit's documents after all phases, batch by batch as they were read.
+
+    Args:
+        job: a job whose verdicts are complete.
+        unit: the work unit.
+        tally: counts what the reader reads, if the unit has not been mapped.
+    """
+    last = len(job.recipe.phases()) - 1
+    earlier = [phase_batches(job.phase_folder(phase, unit)) for phase in range(last)]
+    for stretch in _stretches(job, last, unit, tally):
+        before = [next(phase) for phase in earlier]
+        ledger = _join_ledgers(job, [*(ledger for _, ledger in before), stretch.ledger])
+        parts = [*(dropped for dropped, _ in before), stretch.dropped]
+        dropped = one_batch(pa.Table.from_batches(parts).sort_by(ROW.name))
+        yield Stretch(stretch.kept, dropped, ledger)
+
+
 def _stretches(job: Job, phase: int, unit: int, tally: Tally) -> Iterator[Stretch]:
     steps, _ = job.recipe.phases()[phase]
     if phase == 0:
         yield from read_stretches(job, steps, unit, tally)
         return
     step = job.global_step(phase - 1)
-    verdicts = unit_verdicts(job, phase - 1, unit)
+    verdicts = unit_verdicts(job.verdicts(phase - 1), unit)
     for kept in kept_batches(job.phase_folder(phase - 1, unit)):
         yield judged_stretch(job, steps, step, kept, verdicts)
 
@@ -179,7 +192,7 @@ def _join_ledgers(job: Job, ledgers: list[pa.RecordBatch]) -> pa.RecordBatch:
     return conform(pa.RecordBatch.from_pydict(columns), job.layout.ledger)
 
 
-def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """A writer as the Hub likes it: an edited dataset shares most chunks with its old version."""
     return pq.ParquetWriter(
         path, schema, compression="zstd", write_page_index=True, use_content_defined_chunking=True
