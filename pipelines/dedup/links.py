@@ -42,30 +42,42 @@ def unpacked(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return entries >> 1, (entries & 1).astype(bool)
 
 
-def components(
-    groups: Iterable[np.ndarray], sizes: np.ndarray, most: int
-) -> tuple[np.ndarray, np.ndarray]:
+def components(groups: Iterable[np.ndarray], touched: np.ndarray) -> np.ndarray:
     """Joins the documents of each group.
 
     Args:
         groups: what `shared_documents` returned, in pieces that hold whole groups.
-        sizes: int32 (n,), how many values each document's set has at most.
-        most: values in a package of components, unless one component alone has more.
+        touched: bool (n,), of which documents the components are wanted.
 
     Returns:
-        The smallest document of each document's component, or -1 where it shares nothing, as int64
-        (n,); and int64 (p + 1,): package i has the components from the i-th on to the next.
+        int64 (n,), the smallest document of each document's component; -1 where it shares nothing
+        or nobody in the component is touched.
     """
-    n = len(sizes)
+    n = len(touched)
     parents = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
     for entries in groups:
         join_groups(*unpacked(entries), parents)
     find_roots(parents)
     alone = np.bincount(parents, minlength=n) == 1  # a shared key makes components of two or more
-    alone = alone[parents]
-    weights = np.bincount(parents, weights=np.where(alone, 0, sizes), minlength=n)
-    package = (np.cumsum(weights) - weights) // most
-    bounds = np.flatnonzero(np.diff(package, prepend=-1))
+    wanted = np.zeros(n, bool)
+    wanted[parents[touched]] = True
     roots = parents.astype(np.int64)
-    roots[alone] = -1
-    return roots, np.append(bounds, n).astype(np.int64)
+    roots[alone[parents] | ~wanted[parents]] = -1
+    return roots
+
+
+def packages(roots: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
+    """Packs components.
+
+    Args:
+        roots: as `components` returns them.
+        sizes: int32 (n,), how many values each document's set has at most.
+        most: values in a package, unless one component alone has more.
+
+    Returns:
+        int64 (p + 1,): package i has the components from the i-th root on to the next.
+    """
+    n = len(roots)
+    weights = np.bincount(np.maximum(roots, 0), weights=np.where(roots < 0, 0, sizes), minlength=n)
+    package = (np.cumsum(weights) - weights) // most
+    return np.append(np.flatnonzero(np.diff(package, prepend=-1)), n).astype(np.int64)

@@ -23,8 +23,16 @@ import pyarrow as pa
 from pipelines.atomic import written
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import KEY_BYTES, load_array
-from pipelines.engines.pair_stages import band_parts, link, link_band, set_unit, walk_package
+from pipelines.engines.pair_stages import (
+    band_parts,
+    carry_unit,
+    link,
+    link_band,
+    set_unit,
+    walk_package,
+)
 from pipelines.engines.phase_files import mark_complete, verdicts_complete
+from pipelines.engines.population import populate
 from pipelines.engines.stages import group_bucket
 from pipelines.global_step import PairStep
 from pipelines.progress import Bar, progress, say
@@ -147,7 +155,8 @@ class LocalEngine:
         needed = band_parts(job, phase, num_keys, self.worker_memory)
         parts = _settled(job.links(phase), needed)
         num_bands = load_array(job.phase_folder(phase, 0), "group").shape[1]
-        with progress(f"link ({name})", num_bands * parts + 1, "task") as bar:
+        with progress(f"link ({name})", num_bands * parts + 2, "task") as bar:
+            self.each(populate, [(phase,)], [1], bar)
             items = [(phase, b, part, parts) for b in range(num_bands) for part in range(parts)]
             self.each(link_band, items, [1] * len(items), bar)
             (packages,) = self.each(link, [(phase,)], [1], bar)
@@ -157,6 +166,10 @@ class LocalEngine:
         with progress(f"compare ({name})", packages, "package") as bar:
             items = [(phase, package, self.worker_memory) for package in range(packages)]
             self.each(walk_package, items, [1] * packages, bar)
+        if job.first:
+            with progress(f"carry over ({name})", job.first, "unit") as bar:
+                items = [(phase, unit) for unit in range(job.first)]
+                self.each(carry_unit, items, [1] * job.first, bar)
 
 
 def _settled(folder: Path, enough: int) -> int:

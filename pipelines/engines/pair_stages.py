@@ -1,9 +1,11 @@
 """The stages of a PairStep, between map_unit and write_unit.
 
+    populate       who takes part (one task)
     link_band      one key of all documents: which of them share it
     link           the components of documents that share keys, in packages (one task)
     set_unit       the sets of a unit's candidates
     walk_package   the components of a package, walked in order: verdicts
+    carry_unit     the verdicts on an earlier unit's documents that need not be walked again
 
 Documents are numbered through all units. `link` is the one place where something that grows with
 the dataset is held in memory, 48 bytes a document; a component whose sets do not fit is walked
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.atomic import written, written_folder
 from pipelines.dedup.links import (
@@ -22,13 +25,15 @@ from pipelines.dedup.links import (
     CHUNK,
     JOIN_BYTES,
     components,
+    packages,
     shared_documents,
     unpacked,
 )
 from pipelines.dedup.walk import Candidates, lined_up, verdicts, walk_line
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import load_array, load_keys
-from pipelines.engines.phase_files import save_verdicts
+from pipelines.engines.phase_files import save_verdicts, unit_verdicts
+from pipelines.engines.population import Population
 from pipelines.engines.set_files import Sets, save_sets
 from pipelines.global_step import PairStep
 
@@ -59,19 +64,13 @@ def link_band(job: Job, phase: int, band: int, part: int, parts: int) -> None:
     target = job.links(phase) / f"band-{band:04d}-{part:04d}.npy"
     if target.exists():
         return
-    low, high = part * 2**64 // parts, (part + 1) * 2**64 // parts - 1
-    hashes, documents = [], []
-    first = 0
-    for unit in range(len(job.plan.units)):
-        mine = np.asarray(load_array(job.phase_folder(phase, unit), "group")[:, band])
-        number = np.arange(first, first + len(mine))
-        first += len(mine)
-        if parts > 1:
-            within = (mine >= np.uint64(low)) & (mine <= np.uint64(high))
-            mine, number = mine[within], number[within]
-        hashes.append(mine)
-        documents.append(number)
-    found = shared_documents(np.concatenate(hashes), np.concatenate(documents))
+    hashes = Population.of(job, phase).gathered(job, phase, "group", band)
+    documents = np.arange(len(hashes))
+    if parts > 1:
+        low, high = part * 2**64 // parts, (part + 1) * 2**64 // parts - 1
+        documents = np.flatnonzero((hashes >= np.uint64(low)) & (hashes <= np.uint64(high)))
+        hashes = hashes[documents]
+    found = shared_documents(hashes, documents)
     with written(target) as temporary, temporary.open("wb") as stream:
         np.save(stream, found)
 
@@ -80,15 +79,14 @@ def link(job: Job, phase: int) -> int:
     """Joins the documents that share keys; returns the number of packages of components."""
     folder = job.links(phase) / "roots"
     if not folder.is_dir():
-        units = range(len(job.plan.units))
-        sizes = [load_array(job.phase_folder(phase, unit), "size") for unit in units]
-        first = np.append(0, np.cumsum([len(part) for part in sizes]))
+        everybody = Population.of(job, phase)
         groups = (np.load(path) for path in _bands(job, phase))
-        roots, bounds = components(groups, np.concatenate(sizes), PACKAGE_VALUES)
+        roots = components(groups, everybody.touched)
+        roots[everybody.first[-1] :] = -1  # ghosts are not walked
+        sizes = everybody.gathered(job, phase, "size")
         with written_folder(folder) as temporary:
-            np.save(temporary / "first.npy", first)
             np.save(temporary / "roots.npy", roots)
-            np.save(temporary / "bounds.npy", bounds)
+            np.save(temporary / "bounds.npy", packages(roots, sizes, PACKAGE_VALUES))
     return len(np.load(folder / "bounds.npy")) - 1
 
 
@@ -100,11 +98,27 @@ def set_unit(job: Job, phase: int, unit: int) -> None:
     """Writes the sets of a unit's candidates."""
     if job.sets(phase, unit).is_dir():
         return
-    folder = job.links(phase) / "roots"
-    first = np.load(folder / "first.npy")
-    roots = np.load(folder / "roots.npy", mmap_mode="r")[first[unit] : first[unit + 1]]
-    rows = load_array(job.phase_folder(phase, unit), "row")[np.flatnonzero(roots >= 0)]
+    rows = _rows(job, phase, unit, True)
     save_sets(job.sets(phase, unit), pair_step(job, phase), job.phase_folder(phase, unit), rows)
+
+
+def _rows(job: Job, phase: int, unit: int, walked: bool) -> np.ndarray:
+    """Returns the rows of a unit's documents that are walked, or that are not, ascending."""
+    first = Population.of(job, phase).first
+    roots = np.load(job.links(phase) / "roots" / "roots.npy", mmap_mode="r")
+    mine = roots[first[unit] : first[unit + 1]]
+    chosen = np.flatnonzero(mine >= 0 if walked else mine < 0)
+    return load_array(job.phase_folder(phase, unit), "row")[chosen]
+
+
+def carry_unit(job: Job, phase: int, unit: int) -> None:
+    """Takes over the earlier verdicts on a unit's documents that are not walked again."""
+    target = job.verdicts(phase) / f"carried-{unit:05d}.arrow"
+    if target.exists():
+        return
+    earlier = unit_verdicts(job.before().verdicts(phase), unit)
+    same = pc.is_in(earlier.column("row"), pa.array(_rows(job, phase, unit, False)))
+    save_verdicts(target, earlier.filter(same))
 
 
 def walk_package(job: Job, phase: int, package: int, memory: int) -> None:
@@ -131,7 +145,7 @@ def _package(job: Job, phase: int, package: int) -> Candidates:
         members.append(documents[mine])
         groups.append(number[mine])
     documents, member = np.unique(np.concatenate(members), return_inverse=True)
-    first = np.load(folder / "first.npy")
+    first = Population.of(job, phase).first
     unit = np.searchsorted(first, documents, "right") - 1
     width = load_array(job.phase_folder(phase, 0), "rank").shape[1] + 2
     place = np.empty((len(documents), width), np.uint64)

@@ -18,15 +18,20 @@ def phase_batches(folder: Path) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch
     )
 
 
-def kept_batches(folder: Path) -> Iterator[pa.RecordBatch]:
-    """Yields the documents that a mapped unit kept, `row` first."""
-    yield from _batches(folder / "kept.arrow")
+def kept_batches(folder: Path, mapped: bool = False) -> Iterator[pa.RecordBatch]:
+    """Yields the documents that a mapped unit kept, `row` first.
+
+    Args:
+        folder: of the unit.
+        mapped: whether to map the file into memory; what is not touched is then not read.
+    """
+    yield from _batches(folder / "kept.arrow", mapped)
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path, mapped: bool = False) -> Iterator[pa.RecordBatch]:
     if not path.exists():  # the unit had no documents at all
         return
-    with pa.OSFile(str(path)) as source:
+    with pa.memory_map(str(path)) if mapped else pa.OSFile(str(path)) as source:
         reader = pa.ipc.open_file(source)
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)

@@ -13,6 +13,8 @@ from pipelines.dedup.link_kernels import gather
 from pipelines.engines.phase_files import kept_batches
 from pipelines.global_step import PairStep
 
+FEW = 1_000
+"""Below so many documents a unit's file is mapped, and only what they need is read."""
 READ_BYTES = 32 << 20
 """What is read of sets in a file before it is given back."""
 
@@ -29,7 +31,7 @@ def save_sets(target: Path, step: PairStep, phase_folder: Path, rows: np.ndarray
     sizes: list[np.ndarray] = [np.zeros(1, np.int64)]
     with written_folder(target) as temporary:
         with (temporary / "values").open("wb") as stream:
-            for batch in kept_batches(phase_folder) if len(rows) else ():
+            for batch in kept_batches(phase_folder, len(rows) < FEW) if len(rows) else ():
                 mine = batch.column(0).to_numpy()
                 chosen = np.flatnonzero(np.isin(mine, rows, assume_unique=True))
                 if len(chosen):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.dedup.links import components, shared_documents
+from pipelines.dedup.links import components, packages, shared_documents
 from pipelines.dedup.walk import Candidates, lined_up, walk_line
 from pipelines.global_step import Comparison
 
@@ -100,14 +100,16 @@ def test_large_sets_are_compared_exactly_though_hopeless_pairs_end_early(overlap
 @given(
     st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=1, max_size=25),
     st.integers(1, 40),
+    st.lists(st.booleans(), min_size=25, max_size=25),
 )
 @settings(max_examples=200)
-def test_components_are_those_of_the_graph_and_packages_hold_them_whole(keys, most):
+def test_components_are_those_of_the_graph_and_packages_hold_them_whole(keys, most, touched):
     n = len(keys)
     hashes = np.array(keys, np.uint64).T
     found = [shared_documents(band, np.arange(n)) for band in hashes]
     sizes = np.arange(n, dtype=np.int32)
-    roots, bounds = components(iter(found), sizes, most)
+    roots = components(iter(found), np.array(touched[:n]))
+    bounds = packages(roots, sizes, most)
     component = {i: {i} for i in range(n)}
     for i in range(n):
         for j in range(i):
@@ -115,8 +117,8 @@ def test_components_are_those_of_the_graph_and_packages_hold_them_whole(keys, mo
                 joined = component[i] | component[j]
                 component |= dict.fromkeys(joined, joined)
     for i in range(n):
-        alone = len(component[i]) == 1
-        assert roots[i] == (-1 if alone else min(component[i]))
+        unwanted = len(component[i]) == 1 or not any(touched[j] for j in component[i])
+        assert roots[i] == (-1 if unwanted else min(component[i]))
     assert bounds[0] == 0
     assert bounds[-1] == n
     for low, high in pairwise(bounds):

@@ -1,0 +1,87 @@
+"""Who takes part in linking, numbered through all units; and whom a snapshot touches.
+
+A run against an index walks only components that differ from what they were: those with a document
+that is new, or that takes part now and did not before, or that did and does not any more (a ghost:
+an earlier step drops it now). Ghosts take part in linking, so that the documents that they were
+linked to are found, and in nothing else.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.atomic import written_folder
+from pipelines.engines.job import Job
+from pipelines.engines.key_files import load_array
+
+
+@dataclass(frozen=True)
+class Population:
+    """The n documents of a phase and g ghosts, which are numbered after them.
+
+    Attributes:
+        first: int64 (units + 1,), the number of each unit's first document.
+        touched: bool (n + g,), whether the document's component has to be walked.
+        ghost_unit: int32 (g,), ascending.
+        ghost_index: int64 (g,), the place among the keys that the unit had before.
+    """
+
+    first: np.ndarray
+    touched: np.ndarray
+    ghost_unit: np.ndarray
+    ghost_index: np.ndarray
+
+    @classmethod
+    def of(cls, job: Job, phase: int) -> "Population":
+        """Returns what `populate` wrote."""
+        folder = _folder(job, phase)
+        return cls(*(np.load(folder / f"{name}.npy") for name in cls.__dataclass_fields__))
+
+    def gathered(self, job: Job, phase: int, name: str, column: int | None = None) -> np.ndarray:
+        """Returns an array of the keys, or a column of it, of all documents and ghosts in order."""
+        chosen = slice(None) if column is None else (slice(None), column)
+        units = range(len(self.first) - 1)
+        parts = [load_array(job.phase_folder(phase, unit), name)[chosen] for unit in units]
+        before = job.before()
+        for unit in np.unique(self.ghost_unit):
+            index = self.ghost_index[self.ghost_unit == unit]
+            parts.append(load_array(before.phase_folder(phase, int(unit)), name)[chosen][index])
+        return np.concatenate(parts)
+
+
+def _folder(job: Job, phase: int) -> Path:
+    return job.links(phase) / "population"
+
+
+def populate(job: Job, phase: int) -> None:
+    """Numbers the documents of a phase and says whom the run touches."""
+    folder = _folder(job, phase)
+    if folder.is_dir():
+        return
+    before = job.before()
+    touched: list[np.ndarray] = []
+    ghost_unit, ghost_index = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    for unit in range(len(job.plan.units)):
+        now = load_array(job.phase_folder(phase, unit), "row")
+        if unit >= job.first:
+            touched.append(np.ones(len(now), bool))
+        elif before.address(phase, unit) == job.address(phase, unit):
+            touched.append(np.zeros(len(now), bool))
+        else:
+            was = load_array(before.phase_folder(phase, unit), "row")
+            touched.append(~np.isin(now, was))
+            gone = np.flatnonzero(~np.isin(was, now))
+            ghost_index.append(gone)
+            ghost_unit.append(np.full(len(gone), unit, np.int32))
+    first = np.append(0, np.cumsum([len(part) for part in touched])).astype(np.int64)
+    units = np.concatenate(ghost_unit)
+    found = Population(
+        first,
+        np.concatenate([*touched, np.ones(len(units), bool)]),
+        units,
+        np.concatenate(ghost_index),
+    )
+    with written_folder(folder) as temporary:
+        for name, array in vars(found).items():
+            np.save(temporary / f"{name}.npy", array)
