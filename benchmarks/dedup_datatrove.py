@@ -40,9 +40,11 @@ def main(corpus: str, out: str) -> None:
         logs = f"{out}/logs/{number}"
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=logs).run()
     texts = pq.read_table(corpus, columns=["text"])["text"].to_pylist()
-    kept = sum(pq.read_metadata(path).num_rows for path in Path(out, "kept").glob("*.parquet"))
+    files = sorted(Path(out, "kept").glob("*.parquet"))
+    ids = [key for path in files for key in pq.read_table(path, columns=["id"])["id"].to_pylist()]
+    Path(out, "kept.json").write_text(json.dumps(ids))
     size = sum(len(text.encode()) for text in texts)
-    result = {"documents_in": len(texts), "kept": kept, "text_bytes": size}
+    result = {"documents_in": len(texts), "kept": len(ids), "text_bytes": size}
     print(json.dumps(result))
 
 

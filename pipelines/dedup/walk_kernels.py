@@ -46,6 +46,8 @@ def _common(values, a, a_stop, b, b_stop, needed, least):
         if a - a_start - common > a_misses or b - b_start - common > b_misses:
             return -1
         steps += STRIDE
+        if a == a_stop or b == b_stop:
+            break  # the last stride was not a whole one
         if steps == SKETCH and common < least:
             return -1
     return common if common >= needed else -1

@@ -79,22 +79,23 @@ def test_walk_is_the_walk_in_python(sets, containment, share, most, budget, rand
     assert pauses
 
 
+@pytest.mark.parametrize("size", [60, 130, 190, 194, 250, 256, 258, 300, 5_000])
 @pytest.mark.parametrize("overlap", [0.55, 0.7, 0.79, 0.8, 0.81, 0.9])
-def test_large_sets_are_compared_exactly_though_hopeless_pairs_end_early(overlap):
+def test_sets_are_compared_exactly_though_hopeless_pairs_end_early(overlap, size):
     rng = np.random.default_rng(0)
     for number in range(40):
-        union = np.unique(rng.integers(0, 2**64, 5_100, np.uint64))[:5_000]
-        common = int(overlap * 5_000) + number % 3 - 1
-        rest = rng.permutation(5_000)
-        assert len(union) == 5_000
-        half = (5_000 - common) // 2
+        union = np.unique(rng.integers(0, 2**64, size, np.uint64))
+        assert len(union) == size
+        common = int(overlap * size) + number % 3 - 1
+        rest = rng.permutation(size)
+        half = (size - common) // 2
         sets = [set(union[rest[: common + half]].tolist())]
         sets.append(set(union[np.append(rest[:common], rest[common + half :])].tolist()))
         one = np.zeros(2, np.int64)
         place = np.stack([np.arange(2)] * 2, axis=1).astype(np.uint64)
         found = Candidates(one, place, one, np.arange(2), np.arange(2), one)
         walked = walk_line(lined_up(found), *sets_of(sets), Comparison(False, 4, 5, 9))
-        assert (walked.anchors[1] == 0) == (common * 5 >= 4 * 5_000)
+        assert (walked.anchors[1] == 0) == (common * 5 >= 4 * size)
 
 
 @given(
