@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any
 
+from pipelines.absent import absent
+
 
 class _Kernel:
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -27,6 +29,8 @@ class _Kernel:
         """Compiles all kernels of the file: they call each other."""
         import numba
 
+        with absent("scipy.linalg"):  # 0.4 s, for products of matrices in compiled code
+            import numba.np.arraymath
         names = self._function.__globals__
         for name, found in list(names.items()):
             if isinstance(found, _Kernel) and found._function.__globals__ is names:
