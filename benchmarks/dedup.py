@@ -33,21 +33,22 @@ from pipelines.document import document_ids
 
 LICENCES = ROOT.parent / "shared" / "data" / "licences" / "licences.jsonl.gz"
 THRESHOLD = 0.8
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 
 
-def brute_force(texts: list[str], ids: list[str]) -> set[str]:
-    """Returns the ids that the walk drops at 0.8, by id, with every pair's exact similarity."""
+def brute_force(texts: list[str], ids: list[str], tenths: int) -> set[str]:
+    """Returns the ids that the walk drops, by id, with every pair's exact similarity."""
     numbers: dict[tuple[str, ...], int] = {}
     rows = []
     for text in texts:
-        words = re.findall(r"[^\W_]+", text.lower())
+        words = WORD.findall(text.lower())
         shingles = {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))} - {()}
         rows.append([numbers.setdefault(shingle, len(numbers)) for shingle in shingles])
     size = np.array([len(row) for row in rows])
     indices = np.concatenate([np.array(row, np.int64) for row in rows])
     incidence = csr_array((np.ones(len(indices), np.int64), indices, np.append(0, size.cumsum())))
     common = (incidence @ incidence.T).toarray()
-    alike = common * 5 >= 4 * (size[:, None] + size[None, :] - common)
+    alike = common * 10 >= tenths * (size[:, None] + size[None, :] - common)
     kept: list[int] = []
     dropped = set()
     for i in sorted(range(len(texts)), key=lambda i: ids[i]):
@@ -125,8 +126,8 @@ def compare_removals(folder: Path, peers: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def licences(folder: Path) -> dict[str, Any]:
-    """Runs both on the licences; returns what each removed beside brute force."""
+def licences(folder: Path, tenths: int) -> dict[str, Any]:
+    """Runs both on the licences at a threshold in tenths; returns what each removed."""
     from pipelines.curate import curate
     from pipelines.dedup.fuzzy import FuzzyDedup
     from pipelines.readers.parquet import ParquetReader
@@ -134,12 +135,12 @@ def licences(folder: Path) -> dict[str, Any]:
 
     with gzip.open(LICENCES, "rt") as stream:
         texts = [json.loads(line)["text"] for line in stream]
-    source = folder / "licences" / "corpus.parquet"
+    source = folder / f"licences-{tenths}" / "corpus.parquet"
     source.parent.mkdir()
     rows = [{"id": str(i), "text": text} for i, text in enumerate(texts)]
     pq.write_table(pa.Table.from_pylist(rows), source)
-    out = folder / "licences-out"
-    recipe = Recipe("licences", (ParquetReader(),), (FuzzyDedup(),))
+    out = folder / f"licences-{tenths}-out"
+    recipe = Recipe("licences", (ParquetReader(),), (FuzzyDedup(min_similarity=tenths / 10),))
     curate(recipe, [Source("licences", str(source))], out)
     rows_of = {
         kind: pq.read_table(sorted((out / kind).glob("*.parquet"))).to_pylist()
@@ -150,7 +151,7 @@ def licences(folder: Path) -> dict[str, Any]:
     for row in (*rows_of["data"], *rows_of["dropped"]):
         ids_by_text.setdefault(row["text"], []).append(row["id"])
     ids = [ids_by_text[text].pop() for text in texts]
-    wanted = brute_force(texts, ids)
+    wanted = brute_force(texts, ids, tenths)
     return {
         "documents": len(texts),
         "brute_force_removes": len(wanted),
@@ -179,7 +180,8 @@ def main() -> None:
         result["removals_beside_ours"] = compare_removals(folder, names)
         result["removals_beside_ours"]["datatrove"] = result["removals_beside_ours"].pop("peer")
         result["asked_mb_per_cpu_s"] = 40
-        result["licences_at_0.8"] = licences(folder) if LICENCES.exists() else None
+        for tenths in (8, 7) if LICENCES.exists() else ():
+            result[f"licences_at_0.{tenths}"] = licences(folder, tenths)
     result["machine"] = about(["gristmill", "datatrove", "numba", "pyarrow", "spacy"])
     write_result("dedup", result)
 

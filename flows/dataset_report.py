@@ -76,7 +76,7 @@ def dataset_page(dataset: Dataset, where: str) -> dict[str, Any]:
         ],
         "duplicates": [
             _groups(dataset, rule["name"], ledger.groups[rule["name"]])
-            | {"removed": rule["dropped"]}
+            | {"removed": rule["dropped"], "skipped": rule.get("skipped")}
             | _near(dataset, rule["name"], ledger.near.get(rule["name"]))
             for rule in rules
             if rule["name"] in ledger.groups

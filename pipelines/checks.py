@@ -4,6 +4,7 @@ from typing import Any
 
 from pipelines.blast_radius import examples
 from pipelines.engines.job import Job
+from pipelines.statistics import skipped
 
 
 def check_counts(job: Job, records: list[dict[str, Any]], counts: dict[str, Any]) -> None:
@@ -57,6 +58,21 @@ def silent_rules(job: Job, counts: dict[str, Any]) -> list[str]:
         for rule in job.layout.rules
         if not any(source["broken"].get(rule) for source in counts.values())
     ]
+
+
+def skipped_comparisons(counts: dict[str, Any]) -> list[str]:
+    """Returns what to say of documents that were not compared with all that they might be like."""
+    rules = {rule for source in counts.values() for rule in source["skipped"]}
+    warnings = []
+    for rule in sorted(rules):
+        found = skipped(counts, rule)
+        if found["documents"]:
+            warnings.append(
+                f"rule {rule}: {found['documents']} documents stayed that were not compared with "
+                f"all kept ones of their groups ({found['comparisons']} comparisons left out); a "
+                f"larger max_anchors compares more"
+            )
+    return warnings
 
 
 def _rows(records: list[dict[str, Any]], kind: str) -> int:

@@ -27,7 +27,7 @@ from pipelines.inputs import INPUTS, SCHEMA, inputs_of
 from pipelines.layout import ERROR_RULE
 from pipelines.output_folder import locked
 from pipelines.progress import progress
-from pipelines.statistics import KEPT, Statistics
+from pipelines.statistics import KEPT, Statistics, skipped
 
 RANGE_DOCUMENTS = 16_384
 """Documents in a range on average, at most."""
@@ -222,5 +222,7 @@ def _rules(
     for name in [*errors, *(name for name in rules if name not in errors)]:
         dropped = outcomes.get(name, [0, 0])
         broken = sum(source["broken"].get(name, 0) for source in counts.values())
-        numbers = {"dropped": dropped[0], "dropped_bytes": dropped[1]}
+        numbers: dict[str, Any] = {"dropped": dropped[0], "dropped_bytes": dropped[1]}
+        if "skipped" in rules[name]:
+            numbers["skipped"] = skipped(counts, name)
         yield rules[name] | numbers | {"broken": max(broken, dropped[0])}

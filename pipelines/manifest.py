@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from pipelines.checks import silent_rules
+from pipelines.checks import silent_rules, skipped_comparisons
 from pipelines.dataset import file_entry
 from pipelines.engines.job import Job
-from pipelines.global_step import GlobalStep
+from pipelines.global_step import GlobalStep, PairStep
 from pipelines.inputs import write_inputs
 from pipelines.layout import ERROR_RULE, NO_TEXT
 from pipelines.recipe import Source
-from pipelines.statistics import KEPT
+from pipelines.statistics import KEPT, skipped
 from pipelines.step import Editor, Filter
 
 
@@ -51,7 +51,8 @@ def make_manifest(
     files = [entry for record in (*records, *amended) for entry in record["files"]]
     num_spans = sum(len(unit.spans) for unit in job.plan.units[job.first :])
     files.append(file_entry(job.out, inputs, num_spans))
-    silent = [f"rule {rule} dropped nothing" for rule in silent_rules(job, counts)]
+    warnings = [f"rule {rule} dropped nothing" for rule in silent_rules(job, counts)]
+    warnings += skipped_comparisons(counts)
     return {
         "gristmill": version("gristmill"),
         "recipe": {"fingerprint": mark} | identity,
@@ -69,7 +70,7 @@ def make_manifest(
         "signals": _signals(job),
         "unread_files": len(job.plan.unclaimed),
         "unread_examples": [path for _, path in job.plan.unclaimed[:20]],
-        "warnings": silent,
+        "warnings": warnings,
         "files": sorted(files, key=lambda entry: entry["path"]),
         "identity": hashlib.sha256(
             "".join(entry["sha256"] for entry in files).encode()
@@ -109,7 +110,8 @@ def _rules(job: Job, totals: dict[str, list[int]], counts: dict[str, Any]) -> li
                 parameter = {"parameter": rule.threshold, "threshold": threshold}
                 add(rule.name, step.name, **question, **parameter)
         elif isinstance(step, GlobalStep):
-            add(step.rule, step.name)
+            more = {"skipped": skipped(counts, step.rule)} if isinstance(step, PairStep) else {}
+            add(step.rule, step.name, **more)
     return rules
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.layout import FAILS, LEDGER_START
+from pipelines.layout import FAILS, LEDGER_START, SKIPPED
 
 KEPT = "kept"
 
@@ -17,7 +17,8 @@ class Statistics:
     counts[source] = {
         "documents": rows, "bytes": text bytes,
         "outcome": {rule or "kept": [documents, text bytes]},
-        "broken": {rule: documents}, "valid": {signal: documents where it is not null}}
+        "broken": {rule: documents}, "valid": {signal: documents where it is not null},
+        "skipped": {rule: [documents, comparisons left out]}}
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,8 @@ class Statistics:
             self._add(source, ledger.filter(pc.equal(ledger.column("source"), source)))
 
     def _add(self, source: str, ledger: pa.RecordBatch) -> None:
-        start = {"documents": 0, "bytes": 0, "outcome": {}, "broken": {}, "valid": {}}
+        start = {"documents": 0, "bytes": 0, "outcome": {}}
+        start |= {"broken": {}, "valid": {}, "skipped": {}}
         counts = self.counts.setdefault(source, start)
         counts["documents"] += ledger.num_rows
         counts["bytes"] += pc.sum(ledger.column("text_bytes")).as_py() or 0
@@ -45,6 +47,12 @@ class Statistics:
                 broken = counts["broken"]
                 rule = name.removeprefix(FAILS)
                 broken[rule] = broken.get(rule, 0) + (pc.sum(column).as_py() or 0)
+            elif (
+                name.endswith(SKIPPED) and FAILS + name.removesuffix(SKIPPED) in ledger.schema.names
+            ):
+                total = counts["skipped"].setdefault(name.removesuffix(SKIPPED), [0, 0])
+                total[0] += pc.sum(pc.greater(column, 0)).as_py() or 0
+                total[1] += pc.sum(column).as_py() or 0
             elif name not in LEDGER_START.names:
                 valid = counts["valid"]
                 valid[name] = valid.get(name, 0) + len(column) - column.null_count
@@ -68,3 +76,10 @@ def _sum(one: Any, other: Any) -> Any:
     if isinstance(one, list):
         return [a + b for a, b in zip(one, other, strict=True)]
     return one + other
+
+
+def skipped(counts: dict[str, Any], rule: str) -> dict[str, int]:
+    """Returns the documents that a rule did not compare with all it might have, and how often."""
+    pairs = [source["skipped"].get(rule, [0, 0]) for source in counts.values()]
+    documents, comparisons = map(sum, zip(*pairs, strict=True))
+    return {"documents": documents, "comparisons": comparisons}

@@ -37,6 +37,10 @@ UNSPACED = (
 )
 
 
+SINGLE = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
+WORDS = re.compile(f"[{SINGLE}]|[^\\W_{SINGLE}]+")
+
+
 def batch_of(texts: list[str | None]) -> pa.RecordBatch:
     ids = document_ids("s", ["p"] * len(texts), [str(i) for i in range(len(texts))])
     return pa.RecordBatch.from_pydict({"id": ids, "text": pa.array(texts, pa.string())})
@@ -202,11 +206,12 @@ def test_parameters_out_of_range_are_refused(kind, wrong):
 
 
 @pytest.mark.skipif(not LICENCES.exists(), reason="needs ../shared/data/licences")
-def test_licences_agree_with_brute_force(tmp_path):
+@pytest.mark.parametrize("tenths", [7, 8])
+def test_licences_agree_with_brute_force(tmp_path, tenths):
     with gzip.open(next(LICENCES.glob("*.gz")), "rt") as stream:
         texts = [json.loads(line)["text"] for line in stream]
-    rows = run(tmp_path, texts, FuzzyDedup(keep=(Longest(),)))
-    words = [re.findall(r"[^\W_]+", text.lower()) for text in texts]  # fast; equal for Latin text
+    rows = run(tmp_path, texts, FuzzyDedup(min_similarity=tenths / 10, keep=(Longest(),)))
+    words = [WORDS.findall(text.lower()) for text in texts]  # fast; equal for these scripts
     sets = [{tuple(w[i : i + 5]) for i in range(max(1, len(w) - 4))} for w in words]
     numbers: dict[tuple[str, ...], int] = {}
     columns = [[numbers.setdefault(shingle, len(numbers)) for shingle in s] for s in sets]
@@ -215,12 +220,13 @@ def test_licences_agree_with_brute_force(tmp_path):
     incidence = csr_array((np.ones(len(flat), np.int64), flat, indptr))
     common = (incidence @ incidence.T).toarray()
     size = np.diff(indptr)
-    alike = common * 5 >= 4 * (size[:, None] + size[None, :] - common)
-    wanted: set[int] = set()
+    alike = common * 10 >= tenths * (size[:, None] + size[None, :] - common)
+    wanted: dict[int, float] = {}
     kept: list[int] = []
     for i in sorted(range(len(texts)), key=lambda i: (-len(texts[i].encode()), rows[i]["id"])):
         if size[i] and alike[i, kept].any():
-            wanted.add(i)
+            best = (common[i, kept] / (size[i] + size[kept] - common[i, kept])).max()
+            wanted[i] = 1 - (1 - best**5) ** 20  # how probably a band proposes the most alike
         else:
             kept.append(i)
     dropped = {i for i, row in enumerate(rows) if row["dropped_by"]}
@@ -228,7 +234,9 @@ def test_licences_agree_with_brute_force(tmp_path):
     for i in dropped:  # each removal is right by itself
         match = place[rows[i]["matched_id"]]
         assert match not in dropped
-        assert similarity(sets[i], sets[match]) >= 0.8
+        assert similarity(sets[i], sets[match]) >= tenths / 10
     assert len(wanted) > 300
-    assert len(wanted & dropped) >= 0.99 * len(wanted)
-    assert len(dropped - wanted) <= 0.01 * len(wanted)
+    predicted = sum(wanted.values()) / len(wanted)
+    assert len(wanted.keys() & dropped) >= (predicted - 0.02) * len(wanted)
+    # what goes though the exact walk keeps it is like a document whose own anchor was not proposed
+    assert len(dropped - wanted.keys()) <= 0.02 * len(wanted)
