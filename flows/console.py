@@ -18,6 +18,8 @@ TEXT_CHARACTERS = 1_200
 PLACES = 8
 """Differences of a pair that are shown."""
 SHARED = "green"
+EARLIER = ("retractions", "revivals", "redropped", "amendments")
+"""What a run against an index says of earlier documents."""
 
 
 def print_manifest(manifest: dict[str, Any], out: str) -> None:
@@ -43,6 +45,11 @@ def print_manifest(manifest: dict[str, Any], out: str) -> None:
         first = ", ".join(manifest["unread_examples"][:3])
         number = f"{manifest['unread_files']:,}"
         console.print(f"files that no reader claims: {number} ({escape(first)})", soft_wrap=True)
+    if against := manifest.get("against"):
+        changes = ", ".join(f"{against[kind]:,} {kind}" for kind in EARLIER)
+        console.print(f"earlier documents: {changes}", soft_wrap=True)
+        total = f"{against['total_kept']:,} of {against['total_documents_in']:,}"
+        console.print(f"kept of all snapshots: {total}", soft_wrap=True)
     console.print(f"dataset: {escape(out)}")
 
 

@@ -239,3 +239,43 @@ def test_kill_at_moments_of_a_run_against_an_index_gives_the_same_bytes(tmp_path
     assert digest(tmp_path / "out") == wanted
     assert digest(tmp_path / "index") == index
     assert state([*chain, tmp_path / "out"]) == state([*chain, tmp_path / "whole"])
+
+
+def test_command_line_says_what_changes_of_earlier_documents(tmp_path):
+    rows = documents(random.Random(3), 30)
+    command = [sys.executable, "-m", "flows.cli", "curate", f"{RECIPES}:longest", "--workers", "1"]
+    for number, part in enumerate((rows[:15], rows[15:])):
+        write(tmp_path / f"s{number}.jsonl", part)
+        more = [
+            "--source",
+            str(tmp_path / f"s{number}.jsonl"),
+            "--out",
+            str(tmp_path / str(number)),
+        ]
+        found = subprocess.run(
+            [*command, *more, "--against", str(tmp_path / "index")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    against = Dataset(tmp_path / "1").manifest["against"]
+    assert f"earlier documents: {against['retractions']} retractions" in found.stdout
+    assert f"kept of all snapshots: {against['total_kept']} of 30" in found.stdout
+    out = ["--out", str(tmp_path / "all"), "--json"]
+    compacted = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "flows.cli",
+            "compact",
+            str(tmp_path / "0"),
+            str(tmp_path / "1"),
+            *out,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(compacted.stdout)["kept"] == against["total_kept"]
