@@ -45,7 +45,7 @@ def module():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"flow": "curat"}, "no flow 'curat'; flows: curate, "),
+        ({"flow": "curat"}, "no flow 'curat'; flows: compact, curate, "),
         ({"cron": "* * * *"}, "cron is '\\* \\* \\* \\*'; wanted minute"),
         ({"cron": "61 * * * *"}, "cron is '61 .*for example"),
         ({"cron": "0 3 * * * *"}, "cron is"),
