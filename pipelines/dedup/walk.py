@@ -49,6 +49,7 @@ class Line:
         unit: int32 (c,).
         row: int64 (c,).
         id: uint64 (c, 2).
+        first: int64 (c,), where each document's component begins.
         member_offsets: int64 (c + 1,), where each document's groups lie in members.
         members: int64 (m,), groups, numbered from 0.
     """
@@ -56,6 +57,7 @@ class Line:
     unit: np.ndarray
     row: np.ndarray
     id: np.ndarray
+    first: np.ndarray
     member_offsets: np.ndarray
     members: np.ndarray
 
@@ -71,7 +73,9 @@ def lined_up(found: Candidates) -> Line:
     by_member = np.lexsort((group, member))
     offsets = np.searchsorted(member[by_member], np.arange(n + 1))
     ids = found.place[order, -2:]
-    return Line(found.unit[order], found.row[order], ids, offsets, group[by_member])
+    starts = np.diff(found.root[order], prepend=-2) != 0
+    first = np.maximum.accumulate(np.where(starts, np.arange(n), 0))
+    return Line(found.unit[order], found.row[order], ids, first, offsets, group[by_member])
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,13 @@ def walk_line(
 
 
 def verdicts(line: Line, walked: Walked) -> pa.Table:
-    """Returns VERDICTS on the dropped, on those that they are like, and where some were skipped."""
+    """Returns VERDICTS on all documents of components of two and more."""
     dropped = walked.anchors >= 0
     n = len(dropped)
     heads = np.where(dropped, walked.anchors, np.arange(n))
     size = np.bincount(heads, minlength=n)[heads]
-    named = np.flatnonzero((size > 1) | (walked.skipped > 0))
+    component_size = np.bincount(line.first, minlength=n)[line.first]
+    named = np.flatnonzero(component_size > 1)
     gone = pa.array(dropped[named])
     none = pa.scalar(None)
     similarity = walked.similarity[named].astype(np.float32)
@@ -142,5 +147,7 @@ def verdicts(line: Line, walked: Walked) -> pa.Table:
         "similarity": pc.if_else(gone, similarity, none),
         "cluster_size": size[named].astype(np.int32),
         "skipped": walked.skipped[named],
+        "component_id": id_strings(line.id[line.first[named]]),
+        "component_size": component_size[named].astype(np.int32),
     }
     return pa.table(columns, schema=VERDICTS)

@@ -29,7 +29,7 @@ GROUP_KEY_COLUMNS = "group_0 long, group_1 long, place binary, unit int, row lon
 BAND_KEY_COLUMNS = "band int, hash long, doc long, place binary"
 VERDICT_COLUMNS = (
     "unit int, row long, dropped boolean, matched_id string, similarity float, cluster_size int, "
-    "skipped int"
+    "skipped int, component_id string, component_size int"
 )
 
 

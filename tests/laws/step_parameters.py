@@ -3,6 +3,7 @@
 import os
 import random
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pyarrow.parquet as pq
 
 from filters.fasttext_training import FastTextSettings
 from filters.quality_training import train_classifier
+from pipelines.dedup.presets import fineweb, nemotron_cc, redpajama_v2
 
 CLASSIFIER = Path(tempfile.gettempdir()) / f"gristmill-laws-{os.getpid()}" / "classifier"
+
+PRESETS = (fineweb(), nemotron_cc(), redpajama_v2())
 
 PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
     "QualityClassifier": ({"model": str(CLASSIFIER)},),
@@ -23,6 +27,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
             "arguments": (("filter_no_terminal_punct", False), ("min_num_sentences", 1)),
         },
     ),
+    "FuzzyDedup": ({}, *({f.name: getattr(p, f.name) for f in fields(p)} for p in PRESETS)),
     "DatatroveFormatter": ({"block": "datatrove.pipeline.formatters:PIIFormatter"},),
 }
 """By the step's name; each set of parameters is put through the laws."""
