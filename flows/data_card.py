@@ -24,7 +24,7 @@ from huggingface_hub import DatasetCardData
 from flows.charts import funnel, parameters, precise, share
 from pipelines.dataset import Dataset
 from pipelines.inputs import INPUTS
-from pipelines.layout import ERROR_RULE, FAILS
+from pipelines.layout import COMPONENT_ID, COMPONENT_SIZE, ERROR_RULE, FAILS
 from pipelines.progress import human
 
 TEMPLATE = "data_card.md.j2"
@@ -72,6 +72,13 @@ MEANINGS = {
     "matched_id": "the kept document that a duplicate was compared with",
     "similarity": "verified similarity to it; 1.0 for equal texts",
 }
+
+
+LINKS = {
+    COMPONENT_ID: ("string", "the first of all documents that candidate pairs link to this one"),
+    COMPONENT_SIZE: ("int32", "how many these are; that they are linked drops none of them"),
+}
+"""Ends of a near-duplicate rule's columns -> type and meaning."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,7 @@ def _ledger_columns(manifest: Mapping[str, Any], schema: pa.Schema) -> list[dict
     """Returns the ledger's columns; the verdicts, one for each rule, share a row."""
     columns = []
     for field in schema:
-        if field.name.startswith(FAILS) or field.name.endswith("_cluster_size"):
+        if field.name.startswith(FAILS) or field.name.endswith(("_cluster_size", *LINKS)):
             continue
         meaning = MEANINGS.get(field.name, "")
         if signal := manifest["signals"].get(field.name):
@@ -251,6 +258,9 @@ def _ledger_columns(manifest: Mapping[str, Any], schema: pa.Schema) -> list[dict
     if any(name.endswith("_cluster_size") for name in schema.names):
         size = "documents in the group of duplicates, the kept one included"
         columns.append({"name": "RULE_cluster_size", "type": "int32", "meaning": size})
+    for end, (kind, meaning) in LINKS.items():
+        if any(name.endswith(end) for name in schema.names):
+            columns.append({"name": f"RULE{end}", "type": kind, "meaning": meaning})
     return columns
 
 

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from flows.charts import Categories, Histogram, Question, funnel, precise
 from pipelines.dataset import Dataset, rows_with
 from pipelines.dedup.compare import rows
+from pipelines.dedup.peer_decisions import decision_columns, peer_decisions
 from pipelines.engines.stretch import SAMPLE_SHARE, sampled
 from pipelines.explain import compare_texts, shingle_step
-from pipelines.layout import ERROR_RULE, FAILS
+from pipelines.layout import COMPONENT_ID, ERROR_RULE, FAILS
 from pipelines.limits import DIMENSIONS
 from pipelines.statistics import Statistics
 
@@ -81,6 +82,7 @@ def dataset_page(dataset: Dataset, where: str) -> dict[str, Any]:
             for rule in rules
             if rule["name"] in ledger.groups
         ],
+        "closures": _closures(dataset, ledger.schema.names),
         "errors": [rule for rule in rules if rule["name"].startswith(ERROR_RULE)],
         "files": files,
         "characters": TEXT_CHARACTERS,
@@ -294,6 +296,25 @@ def _groups(dataset: Dataset, rule: str, found: _Groups) -> dict[str, Any]:
         groups.append(group)
     sizes = sorted(found.sizes.items())
     return {"rule": rule, "largest": groups, "sizes": sizes, "groups": sum(found.sizes.values())}
+
+
+def _closures(dataset: Dataset, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns what dropping by components of candidate pairs would also have dropped, by rule."""
+    closures = []
+    for name in columns:
+        if not name.endswith(COMPONENT_ID):
+            continue
+        rule = name.removesuffix(COMPONENT_ID)
+        found = peer_decisions(dataset.batches("ledger", decision_columns(rule)), rule)
+        shown = [document_id for pair in found.examples for document_id in pair]
+        ledgers = {row["id"]: row for row in rows_with(dataset.files("ledger"), "id", shown)}
+        texts = _texts(dataset, shown)
+        pairs = [
+            [{"ledger": ledgers[i], "text": texts[i]} for i in (first, kept)]
+            for kept, first in found.examples
+        ]
+        closures.append({"rule": rule, "found": found, "pairs": pairs})
+    return closures
 
 
 def _texts(dataset: Dataset, ids: Sequence[str]) -> dict[str, str | None]:

@@ -4,7 +4,8 @@ A step names a block and its arguments; the block itself is built in each proces
 needed. datatrove runs a block over a stream, and a block may remember what it saw. A step may not
 (the split law), so every document here meets the block as it was after its first one, a fixed
 probe: numbers and strings that a document changed are put back, and a block that collects, draws
-at random or has a loop of its own is refused. Only this module imports datatrove.
+at random or has a loop of its own is refused. Only this module and
+pipelines.dedup.datatrove_signature import datatrove.
 """
 
 import importlib

@@ -25,6 +25,8 @@ VERDICTS = pa.schema(
         ("similarity", pa.float32()),  # verified, 1.0 for equal; null for a kept one
         ("cluster_size", pa.int32()),  # documents in the group, the kept one included
         ("skipped", pa.int32()),  # kept ones that a kept one might have been compared with
+        ("component_id", pa.string()),  # of a PairStep: the first of all that pairs link; or null
+        ("component_size", pa.int32()),  # how many these are
     ]
 )
 

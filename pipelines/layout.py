@@ -18,6 +18,8 @@ from pipelines.step import Editor, Filter
 FAILS = "fails_"
 CLUSTER_SIZE = "_cluster_size"
 SKIPPED = "_skipped"
+COMPONENT_ID = "_component_id"
+COMPONENT_SIZE = "_component_size"
 NO_TEXT = "no_text"
 ERROR_RULE = "error_"
 
@@ -96,6 +98,8 @@ def make_layout(recipe: Recipe, plan: Plan) -> Layout:
             ledger.append(pa.field(name + CLUSTER_SIZE, pa.int32()))
         if isinstance(step, PairStep):
             ledger.append(pa.field(name + SKIPPED, pa.int32()))
+            ledger.append(pa.field(name + COMPONENT_ID, pa.string()))
+            ledger.append(pa.field(name + COMPONENT_SIZE, pa.int32()))
     return Layout(start, data, pa.schema(ledger), pa.schema(list(signals.values())), rules)
 
 

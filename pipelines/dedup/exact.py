@@ -66,5 +66,7 @@ class ExactDedup(GroupStep):
             "similarity": pc.if_else(dropped, pa.scalar(1, pa.float32()), none),
             "cluster_size": size[named].astype(np.int32),
             "skipped": np.zeros(len(named), np.int32),
+            "component_id": pa.nulls(len(named), pa.string()),
+            "component_size": pa.nulls(len(named), pa.int32()),
         }
         return pa.table(columns, schema=VERDICTS)

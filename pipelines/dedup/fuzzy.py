@@ -15,7 +15,7 @@ Ullman, Mining of Massive Datasets, section 3.4 (banding).
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -31,11 +31,14 @@ MEASURES = ("jaccard", "containment")
 class Signature(Protocol):
     """What proposes pairs."""
 
+    libraries: ClassVar[tuple[str, ...]]
+    """Distributions whose version is part of the fingerprint."""
+
     def bands(self, text: pa.StringArray, shingles: Shingles) -> tuple[np.ndarray, np.ndarray]:
         """Returns the band hashes of documents, uint64 (n, k), and their sizes, int32 (n,).
 
-        A size is the number of shingles, repeated ones counted each time; 0 says that a document
-        has none, and then its hashes are not looked at.
+        A size is the number of shingles at most, repeated ones counted each time; 0 says that a
+        document has no signature, and then its hashes are not looked at.
         """
         ...
 
@@ -62,7 +65,7 @@ class FuzzyDedup(PairStep):
     column: str = "text"
     keep: tuple[Order, ...] = ()
 
-    version = 2
+    version = 3
     rule = "near_duplicate"
 
     def __post_init__(self) -> None:
@@ -81,6 +84,11 @@ class FuzzyDedup(PairStep):
     def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The compared column and those of the keep policy."""
         return tuple(dict.fromkeys((self.column, *(order.column for order in self.keep))))
+
+    @property
+    def libraries(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the signature."""
+        return self.signature.libraries
 
     def comparison(self) -> Comparison:
         """Returns the measure, min_similarity as it is written in decimals, and max_anchors."""

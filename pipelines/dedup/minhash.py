@@ -8,6 +8,7 @@ Ullman, Mining of Massive Datasets, section 3.4 (banding).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +71,8 @@ class MinHash:
     hash_bits: int = 32
     """Width of a permuted hash, 32 or 64."""
     seed: int = 1
+
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_bands", "num_rows"):

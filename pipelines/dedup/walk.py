@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.dedup.link_kernels import find_roots, join_groups
 from pipelines.dedup.walk_kernels import walk
 from pipelines.document import id_strings
 from pipelines.global_step import VERDICTS, Comparison
@@ -24,7 +25,6 @@ class Candidates:
     """Documents that share keys, and the m times that one is in a group of equal keys.
 
     Attributes:
-        root: int64 (c,), equal for documents of one component.
         place: uint64 (c, r), the order of the keep policy, compared column by column; the last two
             are the document's id.
         unit: int32 (c,), the work unit.
@@ -33,7 +33,6 @@ class Candidates:
         group: int64 (m,), the group that it is in.
     """
 
-    root: np.ndarray
     place: np.ndarray
     unit: np.ndarray
     row: np.ndarray
@@ -49,6 +48,7 @@ class Line:
         unit: int32 (c,).
         row: int64 (c,).
         id: uint64 (c, 2).
+        first: int64 (c,), where each document's component begins.
         member_offsets: int64 (c + 1,), where each document's groups lie in members.
         members: int64 (m,), groups, numbered from 0.
     """
@@ -56,14 +56,20 @@ class Line:
     unit: np.ndarray
     row: np.ndarray
     id: np.ndarray
+    first: np.ndarray
     member_offsets: np.ndarray
     members: np.ndarray
 
 
 def lined_up(found: Candidates) -> Line:
-    """Puts candidates into the order in which they are walked."""
-    order = np.lexsort([*reversed(found.place.T), found.root])
-    n = len(order)
+    """Puts candidates, component by component, into the order in which they are walked."""
+    n = len(found.row)
+    by_group = np.argsort(found.group, kind="stable")
+    starts = np.diff(found.group[by_group], prepend=-1) != 0
+    roots = np.arange(n)
+    join_groups(found.member[by_group], starts, roots)
+    find_roots(roots)
+    order = np.lexsort([*reversed(found.place.T), roots])
     position = np.empty(n, np.int64)
     position[order] = np.arange(n)
     member = position[found.member]
@@ -71,7 +77,9 @@ def lined_up(found: Candidates) -> Line:
     by_member = np.lexsort((group, member))
     offsets = np.searchsorted(member[by_member], np.arange(n + 1))
     ids = found.place[order, -2:]
-    return Line(found.unit[order], found.row[order], ids, offsets, group[by_member])
+    starts = np.diff(roots[order], prepend=-1) != 0
+    first = np.maximum.accumulate(np.where(starts, np.arange(n), 0))
+    return Line(found.unit[order], found.row[order], ids, first, offsets, group[by_member])
 
 
 @dataclass(frozen=True)
@@ -125,12 +133,13 @@ def walk_line(
 
 
 def verdicts(line: Line, walked: Walked) -> pa.Table:
-    """Returns VERDICTS on the dropped, on those that they are like, and where some were skipped."""
+    """Returns VERDICTS on all documents of components of two and more."""
     dropped = walked.anchors >= 0
     n = len(dropped)
     heads = np.where(dropped, walked.anchors, np.arange(n))
     size = np.bincount(heads, minlength=n)[heads]
-    named = np.flatnonzero((size > 1) | (walked.skipped > 0))
+    component_size = np.bincount(line.first, minlength=n)[line.first]
+    named = np.flatnonzero(component_size > 1)
     gone = pa.array(dropped[named])
     none = pa.scalar(None)
     similarity = walked.similarity[named].astype(np.float32)
@@ -142,5 +151,7 @@ def verdicts(line: Line, walked: Walked) -> pa.Table:
         "similarity": pc.if_else(gone, similarity, none),
         "cluster_size": size[named].astype(np.int32),
         "skipped": walked.skipped[named],
+        "component_id": id_strings(line.id[line.first[named]]),
+        "component_size": component_size[named].astype(np.int32),
     }
     return pa.table(columns, schema=VERDICTS)

@@ -120,7 +120,9 @@ def walk(
                     seen[other] = d
                     shared[other] = 0
                     other_size = offsets[other + 1] - offsets[other]
-                    if containment:
+                    if size == 0:
+                        possible = False  # a set of nothing is like nothing
+                    elif containment:
                         possible = other_size * denominator >= numerator * size
                     else:
                         smaller, larger = min(size, other_size), max(size, other_size)

@@ -156,9 +156,7 @@ def _package(job: Job, phase: int, package: int) -> Candidates:
         index = documents[mine] - first[number]
         place[mine] = np.concatenate([keys.rank[index], keys.id[index]], axis=1)
         row[mine] = keys.row[index]
-    return Candidates(
-        roots[documents], place, unit.astype(np.int32), row, member, np.concatenate(groups)
-    )
+    return Candidates(place, unit.astype(np.int32), row, member, np.concatenate(groups))
 
 
 def _entries(job: Job, phase: int) -> Iterator[np.ndarray]:

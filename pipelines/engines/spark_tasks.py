@@ -29,7 +29,7 @@ GROUP_KEY_COLUMNS = "group_0 long, group_1 long, place binary, unit int, row lon
 BAND_KEY_COLUMNS = "band int, hash long, doc long, place binary"
 VERDICT_COLUMNS = (
     "unit int, row long, dropped boolean, matched_id string, similarity float, cluster_size int, "
-    "skipped int"
+    "skipped int, component_id string, component_size int"
 )
 
 
@@ -186,7 +186,6 @@ class Walk:
         keys = np.stack([column["band"].to_numpy().astype(np.int64), column["hash"].to_numpy()])
         _, group = np.unique(keys, axis=1, return_inverse=True)
         found = Candidates(
-            root=column["label"].to_numpy()[first],
             place=_words(column["place"].take(pa.array(first))),
             unit=(docs >> ROW_BITS).astype(np.int32),
             row=docs & _ROW_MASK,

@@ -11,7 +11,15 @@ from pipelines.document import ERROR, KEY, document_ids, id_words
 from pipelines.engines.job import Job
 from pipelines.evaluate import evaluate, scatter
 from pipelines.global_step import GlobalStep, PairStep
-from pipelines.layout import CLUSTER_SIZE, ERROR_RULE, FAILS, LEDGER_MATCH, SKIPPED
+from pipelines.layout import (
+    CLUSTER_SIZE,
+    COMPONENT_ID,
+    COMPONENT_SIZE,
+    ERROR_RULE,
+    FAILS,
+    LEDGER_MATCH,
+    SKIPPED,
+)
 from pipelines.readers.reader import Tally
 from pipelines.step import Step
 
@@ -77,6 +85,8 @@ def judged_stretch(
     ledger[step.rule + CLUSTER_SIZE] = pc.fill_null(column["cluster_size"], 1)
     if isinstance(step, PairStep):
         ledger[step.rule + SKIPPED] = pc.fill_null(column["skipped"], 0)
+        ledger[step.rule + COMPONENT_ID] = column["component_id"]
+        ledger[step.rule + COMPONENT_SIZE] = pc.fill_null(column["component_size"], 1)
     gone_by = pc.if_else(dropped, step.rule, pa.scalar(None, pa.string()))
     batch = kept.select(kept.schema.names[1:])
     return _stretch(job, steps, batch, rows, gone_by, ledger)

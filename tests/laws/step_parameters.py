@@ -4,6 +4,7 @@ import json
 import os
 import random
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from filters.fasttext_training import FastTextSettings
 from filters.quality_training import train_classifier
 from pipelines.benchmark_sets import Benchmark
 from pipelines.decontaminate_index import NgramSearch
+from pipelines.dedup.presets import fineweb, nemotron_cc, redpajama_v2
 
 CLASSIFIER = Path(tempfile.gettempdir()) / f"gristmill-laws-{os.getpid()}" / "classifier"
 BENCHMARK = CLASSIFIER.with_name("benchmark.jsonl")
@@ -22,6 +24,8 @@ DECONTAMINATION = {
     "min_share": 0.4,
     "search": NgramSearch(ngram=2, min_words=3),
 }
+
+PRESETS = (fineweb(), nemotron_cc(), redpajama_v2())
 
 PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
     "CutContaminated": (DECONTAMINATION,),
@@ -34,6 +38,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
             "arguments": (("filter_no_terminal_punct", False), ("min_num_sentences", 1)),
         },
     ),
+    "FuzzyDedup": ({}, *({f.name: getattr(p, f.name) for f in fields(p)} for p in PRESETS)),
     "DatatroveFormatter": ({"block": "datatrove.pipeline.formatters:PIIFormatter"},),
 }
 """By the step's name; each set of parameters is put through the laws."""

@@ -204,7 +204,7 @@ def decided_by_pairs(step: PairStep, keys: Keys, batch: pa.RecordBatch) -> list[
     member = np.repeat(np.arange(n), keys.group.shape[1])
     place = np.concatenate([keys.rank, keys.id], axis=1)
     one = np.zeros(n, np.int64)
-    line = lined_up(Candidates(one, place, one, keys.row, member, group.reshape(-1)))
+    line = lined_up(Candidates(place, one, keys.row, member, group.reshape(-1)))
     sets = step.sets(batch.take(pa.array(line.row)))
     found = verdicts(line, walk_line(line, *sets, step.comparison()))
     return found.sort_by("row").to_pylist()
