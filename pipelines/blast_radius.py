@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.atomic import PREFIX
 from pipelines.dataset import rows_with
 from pipelines.engines.job import Job
-from pipelines.global_step import GlobalStep
+from pipelines.global_step import DropStep
 from pipelines.limits import ANY_RULE, DIMENSIONS, Limit
 from pipelines.progress import say
 from pipelines.removal import group_names, removal_file, whole_groups
@@ -192,7 +192,7 @@ def _limits_of_rules(job: Job) -> Iterator[Limit]:
     for step in job.recipe.steps:
         if isinstance(step, Filter):
             yield from (Limit("source", rule.max_share, rule=rule.name) for rule in step.rules)
-        elif isinstance(step, GlobalStep):
+        elif isinstance(step, DropStep):
             yield Limit("source", step.max_share, rule=step.rule)
 
 

@@ -22,6 +22,7 @@ from pipelines.engines.engine import Engine
 from pipelines.engines.job import Job
 from pipelines.engines.local import LocalEngine
 from pipelines.engines.stages import map_unit, warm_up, write_unit
+from pipelines.global_step import GlobalStep
 from pipelines.index import INDEX, Index
 from pipelines.inputs import changed_inputs, forget_changed_units, inputs_of
 from pipelines.layout import make_layout
@@ -87,6 +88,7 @@ def curate(
         OSError: reading or writing failed; run again to continue.
     """
     settings = settings or Settings()
+    _check_engine(recipe, settings.engine)
     out = Path(out)
     sources = tuple(sources) or recipe.sources
     if not sources:
@@ -126,6 +128,15 @@ def curate(
             index.commit(job, Dataset(out).identity, manifest)
         shutil.rmtree(out / WORK)
     return manifest
+
+
+def _check_engine(recipe: Recipe, engine: str) -> None:
+    for step in recipe.steps:
+        if isinstance(step, GlobalStep) and engine not in step.engines:
+            raise ValueError(
+                f"recipe {recipe.name}: {step.name} does not run on the {engine} engine; "
+                f"run it with --engine {step.engines[0]}"
+            )
 
 
 def _nothing(file: SourceFile) -> bool:

@@ -73,6 +73,8 @@ class GroupStep(Step):
     """The name under which it drops documents."""
     max_share: ClassVar[float] = 0.95
     """Above this share of the documents of a source that reach it (1,000 or more) the run stops."""
+    engines: ClassVar[tuple[str, ...]] = ("local", "spark")
+    """Where it runs."""
 
     def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         """Returns group (n, 2) uint64 and rank (n, r) uint64 of a batch's documents."""
@@ -100,6 +102,8 @@ class PairStep(Step):
     """The name under which it drops documents."""
     max_share: ClassVar[float] = 0.95
     """Above this share of the documents of a source that reach it (1,000 or more) the run stops."""
+    engines: ClassVar[tuple[str, ...]] = ("local", "spark")
+    """Where it runs."""
 
     def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns group (n, k) uint64, rank (n, r) uint64 and size (n,) int32 of documents."""
@@ -114,5 +118,7 @@ class PairStep(Step):
         raise NotImplementedError(f"{self.name} does not define comparison")
 
 
-GlobalStep = GroupStep | PairStep
-"""Both kinds have `rule`, `max_share` and `keys`."""
+DropStep = GroupStep | PairStep
+"""The kinds that drop documents: they have `rule`, `max_share` and `keys`."""
+GlobalStep = DropStep
+"""All kinds; each says in `engines` where it runs."""

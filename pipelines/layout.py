@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipelines.document import CONTENT, CONTENT_TYPE, ERROR, KEY, ORIGIN, RESERVED
-from pipelines.global_step import GlobalStep, PairStep
+from pipelines.global_step import DropStep, PairStep
 from pipelines.plan import Plan
 from pipelines.recipe import Recipe, check_schema
 from pipelines.step import Editor, Filter
@@ -89,12 +89,12 @@ def make_layout(recipe: Recipe, plan: Plan) -> Layout:
                 data = data.append(field)
     rules = tuple(name for _, name in recipe.rule_names())
     ledger = list(LEDGER_START)
-    if any(isinstance(step, GlobalStep) for step in recipe.steps):
+    if any(isinstance(step, DropStep) for step in recipe.steps):
         ledger += list(LEDGER_MATCH)
     ledger += list(signals.values())
     for step, name in recipe.rule_names():
         ledger.append(pa.field(FAILS + name, pa.bool_()))
-        if isinstance(step, GlobalStep):
+        if isinstance(step, DropStep):
             ledger.append(pa.field(name + CLUSTER_SIZE, pa.int32()))
         if isinstance(step, PairStep):
             ledger.append(pa.field(name + SKIPPED, pa.int32()))

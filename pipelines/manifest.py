@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.checks import silent_rules, skipped_comparisons
 from pipelines.dataset import file_entry
 from pipelines.engines.job import Job
-from pipelines.global_step import GlobalStep, PairStep
+from pipelines.global_step import DropStep, PairStep
 from pipelines.inputs import write_inputs
 from pipelines.layout import ERROR_RULE, NO_TEXT
 from pipelines.recipe import Source
@@ -109,7 +109,7 @@ def _rules(job: Job, totals: dict[str, list[int]], counts: dict[str, Any]) -> li
                 question = {"column": rule.column, "comparison": rule.comparison}
                 parameter = {"parameter": rule.threshold, "threshold": threshold}
                 add(rule.name, step.name, **question, **parameter)
-        elif isinstance(step, GlobalStep):
+        elif isinstance(step, DropStep):
             more = {"skipped": skipped(counts, step.rule)} if isinstance(step, PairStep) else {}
             add(step.rule, step.name, **more)
     return rules

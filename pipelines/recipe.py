@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.document import ERROR, KEY, RESERVED
-from pipelines.global_step import GlobalStep
+from pipelines.global_step import DropStep, GlobalStep
 from pipelines.limits import ANY_RULE, Limit
 from pipelines.readers.reader import Reader
 from pipelines.step import Filter, Step
@@ -81,7 +81,7 @@ class Recipe:
             if isinstance(step, Filter):
                 for rule in step.rules:
                     yield step, rule.name
-            elif isinstance(step, GlobalStep):
+            elif isinstance(step, DropStep):
                 yield step, step.rule
 
     def phases(self) -> list[tuple[tuple[Step, ...], GlobalStep | None]]:
