@@ -99,9 +99,10 @@ def _rows(benchmark: Benchmark, file: SourceFile, data: bytes) -> list[Any]:
     where = f"Benchmark {benchmark.name}: {file.path}"
     if file.path.lower().endswith(PARQUET_ENDING):
         try:
-            parquet = pq.ParquetFile(io.BytesIO(data))
+            # no thread of Arrow's: one that gives back Python's memory while Python ends aborts it
+            parquet = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
             names = [name for name in benchmark.fields if name in parquet.schema_arrow.names]
-            return parquet.read(columns=names).to_pylist() if names else [{}]
+            return parquet.read(names, use_threads=False).to_pylist() if names else [{}]
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{where} is no Parquet file or damaged: {error}") from error
     pieces = []
