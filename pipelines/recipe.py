@@ -22,7 +22,7 @@ from pipelines.limits import ANY_RULE, Limit
 from pipelines.readers.reader import Reader
 from pipelines.step import Filter, Step
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the engine itself writes other bytes for the same recipe."""
 
 TEXT_LIBRARIES = ("pyarrow", "numba")

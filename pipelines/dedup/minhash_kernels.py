@@ -1,7 +1,8 @@
 """Compiled signatures: folded words or characters of Arrow text, their n-grams, minima, bands.
 
-A first pass over the bytes writes the folded text (a table look-up a byte), a second one hashes
-words eight bytes at a time, a third rolls a polynomial over `ngram` words. The permutations run
+A first pass over the bytes writes the folded text (a table look-up a byte), a second one finds the
+edges of words, 64 bytes at a time, a third hashes words eight bytes at a time, a fourth rolls a
+polynomial over `ngram` words. The permutations run
 with the n-grams in the inner loop, so that each keeps its minimum in a register and eight of them
 fill a vector. Sets are sorted by their leading bits into buckets of one or two values.
 """
@@ -13,13 +14,21 @@ from pipelines.kernel import kernel
 U = np.uint64
 SINGLE = np.uint32(1 << 31)
 """Flag of a code point that is a word of its own: scripts that write without spaces."""
-PADDING = 16
-"""Bytes behind a folded text: eight are read from any of its bytes."""
+PADDING = 80
+"""Zero bytes behind a folded text: words are looked for in 64 bytes, read eight at a time."""
 
 P1, P2, P3 = U(0x9E3779B185EBCA87), U(0xC2B2AE3D27D4EB4F), U(0x165667B19E3779F9)
 BASE = U(0xD6E8FEB86659FD93)
 WORD_START = U(0x51ED270B153A6A01)
-ONES, HIGHS = U(0x0101010101010101), U(0x8080808080808080)
+HIGHS = U(0x8080808080808080)
+HIGHS_TOGETHER = U(0x0102040810204080)
+"""Times the high bits of eight bytes, each moved to its byte's lowest: they come to be the top."""
+DE_BRUIJN = U(0x03F79D71B4CB0A89)
+BIT_NUMBERS = np.zeros(64, np.uint8)
+"""The number of a bit, by the top six bits of its product with DE_BRUIJN: Leiserson, Prokop and
+Randall 1998, Using de Bruijn sequences to index a 1 in a computer word."""
+for bit in range(64):
+    BIT_NUMBERS[(int(DE_BRUIJN) << bit & 2**64 - 1) >> 58] = bit
 LONG_BUCKET = 32
 
 
@@ -110,29 +119,50 @@ def _fold(data, eights, start, stop, folds, alone, folded):
 
 
 @kernel
-def _hash_words(eights, length, words):
-    """Writes the hash of each folded word and returns how many there are."""
+def _word_edges(eights, length, edges):
+    """Writes where each word starts and where it stops, and returns how many edges there are.
+
+    Of 64 folded bytes one word of 64 bits says which are not zero; it and itself shifted by one
+    differ at the edges.
+    """
     count = 0
+    before = U(0)
     i = U(0)
     while i < length:
-        chunk = eights[i]
-        if chunk & U(0xFF) == U(0):  # go to the next byte that is not zero, or eight on
-            low = chunk & (~chunk + U(1))
-            i += ((((low - U(1)) & HIGHS) >> U(7)) * ONES) >> U(56)
-            continue
+        within = U(0)
+        for k in range(8):
+            chunk = eights[i + U(8 * k)]
+            high = (((chunk & ~HIGHS) + ~HIGHS) | chunk) & HIGHS
+            within |= (((high >> U(7)) * HIGHS_TOGETHER) >> U(56)) << U(8 * k)
+        edge = within ^ ((within << U(1)) | before)
+        before = within >> U(63)
+        while edge != U(0):
+            low = edge & (~edge + U(1))
+            edges[count] = i + U(BIT_NUMBERS[(low * DE_BRUIJN) >> U(58)])
+            count += 1
+            edge ^= low
+        i += U(64)
+    if before != U(0):
+        edges[count] = length
+        count += 1
+    return count
+
+
+@kernel
+def _hash_words(eights, length, words, edges):
+    """Writes the hash of each folded word and returns how many there are."""
+    count = _word_edges(eights, length, edges) // 2
+    for word in range(count):
+        i = edges[2 * word]
+        left = edges[2 * word + 1] - i
         h = WORD_START
-        zero = (chunk - ONES) & ~chunk & HIGHS
-        while zero == U(0):
-            h = (h ^ chunk) * P1
+        while left >= U(8):
+            h = (h ^ eights[i]) * P1
             h ^= h >> U(32)
             i += U(8)
-            chunk = eights[i]
-            zero = (chunk - ONES) & ~chunk & HIGHS
-        low = zero & (~zero + U(1))
-        h = (h ^ (chunk & ((low >> U(7)) - U(1)))) * P1
-        words[count] = _mix(h)
-        count += 1
-        i += (((low - U(1)) & ONES) * ONES) >> U(56)  # behind the zero byte
+            left -= U(8)
+        h = (h ^ (eights[i] & ((U(1) << (left * U(8))) - U(1)))) * P1
+        words[word] = _mix(h)
     return count
 
 
@@ -175,7 +205,7 @@ def _shingles(data, eights, start, stop, folds, characters, ngram, scratch):
     if characters:
         count = _characters(folded, length, units)
     else:
-        count = _hash_words(folded_eights, length, units)
+        count = _hash_words(folded_eights, length, units, shingles)
     size = min(ngram, count)
     if size == 0:
         return 0
