@@ -2,20 +2,20 @@
 
 Documents that share a key belong to one component, directly or through others. Components only say
 what has to be seen together; nothing is dropped because of them. Keys are looked at one band and
-one range of hashes at a time; what is held for all documents is 48 bytes for each.
+one range of hashes at a time; what is held for all documents is 12 bytes for each (16 from 2^31
+documents on).
 """
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from pipelines.dedup.link_kernels import find_roots, join_groups
+from pipelines.dedup.link_kernels import bound, find_roots, join_groups, leave_out, weigh
 
 BAND_BYTES = 48
-"""Peak of `shared_documents` for each document in it."""
-JOIN_BYTES = 48
-"""Peak of `components` for each document."""
-CHUNK = 1 << 20
+"""Peak of `shared_documents`, and of sorting what it returns, for each document in it."""
+JOIN_BYTES = 16
+"""Peak of `components` and of `weights` with what they return, for each document."""
 
 
 def shared_documents(hashes: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -46,38 +46,72 @@ def components(groups: Iterable[np.ndarray], touched: np.ndarray) -> np.ndarray:
     """Joins the documents of each group.
 
     Args:
-        groups: what `shared_documents` returned, in pieces that hold whole groups.
+        groups: what `shared_documents` returned, in pieces; one that begins within a group begins
+            with a document that another piece has.
         touched: bool (n,), of which documents the components are wanted.
 
     Returns:
-        int64 (n,), the smallest document of each document's component; -1 where it shares nothing
-        or nobody in the component is touched.
+        int32 or int64 (n,), the smallest document of each document's component; -1 where it shares
+        nothing or nobody in the component is touched.
     """
     n = len(touched)
-    parents = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
+    roots = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
+    shares = np.zeros(n, bool)
     for entries in groups:
-        join_groups(*unpacked(entries), parents)
-    find_roots(parents)
-    alone = np.bincount(parents, minlength=n) == 1  # a shared key makes components of two or more
-    wanted = np.zeros(n, bool)
-    wanted[parents[touched]] = True
-    roots = parents.astype(np.int64)
-    roots[alone[parents] | ~wanted[parents]] = -1
+        documents, starts = unpacked(entries)
+        shares[documents] = True
+        join_groups(documents, starts, roots)
+    find_roots(roots)
+    leave_out(roots, shares, touched)
     return roots
 
 
-def packages(roots: np.ndarray, sizes: np.ndarray, most: int) -> np.ndarray:
+def weights(roots: np.ndarray, sizes: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Adds up the sizes of each component's documents.
+
+    Args:
+        roots: (n,), as `components` returns them.
+        sizes: in pieces, the number of its first document and int32: how many values each
+            document's set has at most.
+
+    Returns:
+        int64 (n,): at the root of a component its sum, elsewhere 0.
+    """
+    sums = np.zeros(len(roots), np.int64)
+    for first, piece in sizes:
+        weigh(roots[first : first + len(piece)], piece, sums)
+    return sums
+
+
+def packages(sums: np.ndarray, most: int) -> np.ndarray:
     """Packs components.
 
     Args:
-        roots: as `components` returns them.
-        sizes: int32 (n,), how many values each document's set has at most.
+        sums: int64 (n,), as `weights` returns them.
         most: values in a package, unless one component alone has more.
 
     Returns:
         int64 (p + 1,): package i has the components from the i-th root on to the next.
     """
-    n = len(roots)
-    weights = np.bincount(np.maximum(roots, 0), weights=np.where(roots < 0, 0, sizes), minlength=n)
-    package = (np.cumsum(weights) - weights) // most
-    return np.append(np.flatnonzero(np.diff(package, prepend=-1)), n).astype(np.int64)
+    bounds = np.empty(int(sums.sum()) // most + 2, np.int64)
+    return bounds[: bound(sums, most, bounds)]
+
+
+def in_packages(
+    entries: np.ndarray, roots: np.ndarray, bounds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts what `shared_documents` returned into the order of packages; groups stay whole.
+
+    Args:
+        entries: int64 (m,).
+        roots: (n,), as `components` returns them.
+        bounds: int64 (p + 1,), as `packages` returns them.
+
+    Returns:
+        int64: the entries of documents in packages; and (p + 1,): where each package begins.
+    """
+    root = roots[entries >> 1]
+    entries, root = entries[root >= 0], root[root >= 0]
+    package = np.searchsorted(bounds, root, "right") - 1
+    order = np.argsort(package, kind="stable")
+    return entries[order], np.searchsorted(package[order], np.arange(len(bounds)))

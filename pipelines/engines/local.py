@@ -29,6 +29,7 @@ from pipelines.engines.pair_stages import (
     link,
     link_band,
     set_unit,
+    spread_band,
     walk_package,
 )
 from pipelines.engines.phase_files import mark_complete, verdicts_complete
@@ -155,11 +156,12 @@ class LocalEngine:
         needed = band_parts(job, phase, num_keys, self.worker_memory)
         parts = _settled(job.links(phase), needed)
         num_bands = load_array(job.phase_folder(phase, 0), "group").shape[1]
-        with progress(f"link ({name})", num_bands * parts + 2, "task") as bar:
+        bands = [(phase, band, part) for band in range(num_bands) for part in range(parts)]
+        with progress(f"link ({name})", 2 * len(bands) + 2, "task") as bar:
             self.each(populate, [(phase,)], [1], bar)
-            items = [(phase, b, part, parts) for b in range(num_bands) for part in range(parts)]
-            self.each(link_band, items, [1] * len(items), bar)
-            (packages,) = self.each(link, [(phase,)], [1], bar)
+            self.each(link_band, [(*band, parts) for band in bands], [1] * len(bands), bar)
+            (packages,) = self.each(link, [(phase, self.worker_memory)], [1], bar)
+            self.each(spread_band, bands, [1] * len(bands), bar)
         with progress(f"gather sets ({name})", plan.size, "B") as bar:
             items = [(phase, unit) for unit in range(len(plan.units))]
             self.each(set_unit, items, [unit.size for unit in plan.units], bar)

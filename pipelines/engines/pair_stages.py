@@ -3,12 +3,13 @@
     populate       who takes part (one task)
     link_band      one key of all documents: which of them share it
     link           the components of documents that share keys, in packages (one task)
+    spread_band    what link_band found, in order of packages
     set_unit       the sets of a unit's candidates
     walk_package   the components of a package, walked in order: verdicts
     carry_unit     the verdicts on an earlier unit's documents that need not be walked again
 
 Documents are numbered through all units. `link` is the one place where something that grows with
-the dataset is held in memory, 48 bytes a document; a component whose sets do not fit is walked
+the dataset is held in memory, 16 bytes a document; a component whose sets do not fit is walked
 from a file.
 """
 
@@ -22,12 +23,13 @@ import pyarrow.compute as pc
 from pipelines.atomic import written, written_folder
 from pipelines.dedup.links import (
     BAND_BYTES,
-    CHUNK,
     JOIN_BYTES,
     components,
+    in_packages,
     packages,
     shared_documents,
     unpacked,
+    weights,
 )
 from pipelines.dedup.walk import Candidates, lined_up, verdicts, walk_line
 from pipelines.engines.job import Job
@@ -39,6 +41,9 @@ from pipelines.global_step import PairStep
 
 PACKAGE_VALUES = 4 << 20
 """Values that the sets of a package have together, unless one component has more: 32 MB."""
+PACKAGES = 1024
+"""From so many packages on they grow as far as memory lets them: each opens the files of all."""
+CHUNK = 1 << 20
 BAND_SHARE, SETS_SHARE = 0.5, 0.25
 """Shares of a worker's memory that a band's keys and a component's sets may take."""
 
@@ -61,37 +66,59 @@ def band_parts(job: Job, phase: int, num_keys: int, memory: int) -> int:
 
 def link_band(job: Job, phase: int, band: int, part: int, parts: int) -> None:
     """Finds the documents that share a key; of hashes only one of equal ranges is looked at."""
-    target = job.links(phase) / f"band-{band:04d}-{part:04d}.npy"
+    target = job.links(phase) / f"band-{band:04d}-{part:04d}"
     if target.exists():
         return
-    hashes = Population.of(job, phase).gathered(job, phase, "group", band)
-    documents = np.arange(len(hashes))
-    if parts > 1:
-        low, high = part * 2**64 // parts, (part + 1) * 2**64 // parts - 1
-        documents = np.flatnonzero((hashes >= np.uint64(low)) & (hashes <= np.uint64(high)))
-        hashes = hashes[documents]
-    found = shared_documents(hashes, documents)
-    with written(target) as temporary, temporary.open("wb") as stream:
-        np.save(stream, found)
+    low, high = part * 2**64 // parts, (part + 1) * 2**64 // parts - 1
+    hashes, documents = [], []
+    for first, found in Population.of(job, phase).parts(job, phase, "group", band):
+        mine = np.flatnonzero((found >= np.uint64(low)) & (found <= np.uint64(high)))
+        hashes.append(found[mine])
+        documents.append(mine + first)
+    shared = shared_documents(np.concatenate(hashes), np.concatenate(documents))
+    with written(target) as temporary:
+        shared.tofile(temporary)
 
 
-def link(job: Job, phase: int) -> int:
+def link(job: Job, phase: int, memory: int) -> int:
     """Joins the documents that share keys; returns the number of packages of components."""
     folder = job.links(phase) / "roots"
     if not folder.is_dir():
         everybody = Population.of(job, phase)
-        groups = (np.load(path) for path in _bands(job, phase))
-        roots = components(groups, everybody.touched)
+        roots = components(_pieces(job, phase), everybody.touched)
         roots[everybody.first[-1] :] = -1  # ghosts are not walked
-        sizes = everybody.gathered(job, phase, "size")
+        sums = weights(roots, everybody.parts(job, phase, "size"))
+        room = int(memory * SETS_SHARE) // sums.itemsize
+        most = max(PACKAGE_VALUES, min(int(sums.sum()) // PACKAGES, room))
         with written_folder(folder) as temporary:
             np.save(temporary / "roots.npy", roots)
-            np.save(temporary / "bounds.npy", packages(roots, sizes, PACKAGE_VALUES))
+            np.save(temporary / "bounds.npy", packages(sums, most))
     return len(np.load(folder / "bounds.npy")) - 1
 
 
-def _bands(job: Job, phase: int) -> list[Path]:
-    return sorted(job.links(phase).glob("band-*.npy"))
+def _pieces(job: Job, phase: int) -> Iterator[np.ndarray]:
+    """Yields what `link_band` found; a piece begins with the last document of the one before."""
+    for path in sorted(job.links(phase).glob("band-*")):
+        for start in range(0, path.stat().st_size // 8, CHUNK):
+            yield _entries(path, max(0, start - 1), start + CHUNK)
+
+
+def _entries(path: Path, start: int, stop: int) -> np.ndarray:
+    return np.fromfile(path, np.int64, stop - start, offset=8 * start)
+
+
+def spread_band(job: Job, phase: int, band: int, part: int) -> None:
+    """Puts what `link_band` found into the order of packages."""
+    target = job.links(phase) / f"spread-{band:04d}-{part:04d}"
+    if target.is_dir():
+        return
+    folder = job.links(phase) / "roots"
+    roots, bounds = np.load(folder / "roots.npy", mmap_mode="r"), np.load(folder / "bounds.npy")
+    entries = np.fromfile(job.links(phase) / f"band-{band:04d}-{part:04d}", np.int64)
+    entries, starts = in_packages(entries, roots, bounds)
+    with written_folder(target) as temporary:
+        entries.tofile(temporary / "entries")
+        np.save(temporary / "starts.npy", starts)
 
 
 def set_unit(job: Job, phase: int, unit: int) -> None:
@@ -131,19 +158,14 @@ def walk_package(job: Job, phase: int, package: int, memory: int) -> None:
 
 
 def _package(job: Job, phase: int, package: int) -> Candidates:
-    folder = job.links(phase) / "roots"
-    roots = np.load(folder / "roots.npy", mmap_mode="r")
-    low, high = np.load(folder / "bounds.npy")[package : package + 2]
     members, groups = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     num_groups = 0
-    for entries in _entries(job, phase):
-        documents, starts = unpacked(entries)
-        number = np.cumsum(starts) + num_groups
-        num_groups = int(number[-1])
-        root = roots[documents]
-        mine = (root >= low) & (root < high)
-        members.append(documents[mine])
-        groups.append(number[mine])
+    for folder in sorted(job.links(phase).glob("spread-*")):
+        start, stop = np.load(folder / "starts.npy", mmap_mode="r")[package : package + 2]
+        documents, starts = unpacked(_entries(folder / "entries", int(start), int(stop)))
+        members.append(documents)
+        groups.append(np.cumsum(starts) + num_groups)
+        num_groups += int(starts.sum())
     documents, member = np.unique(np.concatenate(members), return_inverse=True)
     first = Population.of(job, phase).first
     unit = np.searchsorted(first, documents, "right") - 1
@@ -157,14 +179,6 @@ def _package(job: Job, phase: int, package: int) -> Candidates:
         place[mine] = np.concatenate([keys.rank[index], keys.id[index]], axis=1)
         row[mine] = keys.row[index]
     return Candidates(place, unit.astype(np.int32), row, member, np.concatenate(groups))
-
-
-def _entries(job: Job, phase: int) -> Iterator[np.ndarray]:
-    """Yields what `link_band` found in pieces; a group may be parted, its number goes on."""
-    for path in _bands(job, phase):
-        stored = np.load(path, mmap_mode="r")
-        for start in range(0, len(stored), CHUNK):
-            yield np.asarray(stored[start : start + CHUNK])
 
 
 def walked(job: Job, phase: int, found: Candidates, memory: int) -> pa.Table:

@@ -6,6 +6,7 @@ an earlier step drops it now). Ghosts take part in linking, so that the document
 linked to are found, and in nothing else.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +39,21 @@ class Population:
         folder = _folder(job, phase)
         return cls(*(np.load(folder / f"{name}.npy") for name in cls.__dataclass_fields__))
 
-    def gathered(self, job: Job, phase: int, name: str, column: int | None = None) -> np.ndarray:
-        """Returns an array of the keys, or a column of it, of all documents and ghosts in order."""
+    def parts(
+        self, job: Job, phase: int, name: str, column: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields an array of the keys, or a column of it, of all documents and ghosts in pieces.
+
+        Each comes with the number of its first document.
+        """
         chosen = slice(None) if column is None else (slice(None), column)
-        units = range(len(self.first) - 1)
-        parts = [load_array(job.phase_folder(phase, unit), name)[chosen] for unit in units]
+        for unit, number in enumerate(self.first[:-1].tolist()):
+            yield number, load_array(job.phase_folder(phase, unit), name)[chosen]
         before = job.before()
-        for unit in np.unique(self.ghost_unit):
+        for unit, place in zip(*np.unique(self.ghost_unit, return_index=True), strict=True):
             index = self.ghost_index[self.ghost_unit == unit]
-            parts.append(load_array(before.phase_folder(phase, int(unit)), name)[chosen][index])
-        return np.concatenate(parts)
+            array = load_array(before.phase_folder(phase, int(unit)), name)[chosen]
+            yield int(self.first[-1] + place), array[index]
 
 
 def _folder(job: Job, phase: int) -> Path:

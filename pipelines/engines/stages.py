@@ -204,7 +204,7 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         path,
         schema,
         compression="zstd",
-        use_dictionary=repeated,
+        use_dictionary=repeated,  # pyright: ignore[reportArgumentType] (a list is fine)
         write_page_index=True,
         use_content_defined_chunking=True,
     )

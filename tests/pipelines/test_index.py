@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -217,8 +217,7 @@ def test_kill_at_moments_of_a_run_against_an_index_gives_the_same_bytes(tmp_path
     assert Dataset(tmp_path / "whole").manifest["against"]["amendments"] > 0
     shutil.rmtree(tmp_path / "index")
     shutil.copytree(tmp_path / "pristine", tmp_path / "index")
-    killed = 0
-    for number in range(8):
+    for number in range(9):
         process = subprocess.Popen(
             [*command, "--out", str(tmp_path / "out")],
             cwd=ROOT,
@@ -226,16 +225,12 @@ def test_kill_at_moments_of_a_run_against_an_index_gives_the_same_bytes(tmp_path
             start_new_session=True,
         )
         assert process.stderr is not None
-        for line in process.stderr:  # from the first stage on
-            if b"started" in line:
-                break
-        time.sleep(0.08 * number)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
+        started = (line for line in process.stderr if b"started" in line)
+        assert next(islice(started, number, None), None), f"it ended before stage {number}"
+        time.sleep(0.02 * (number % 3))
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     subprocess.run([*command, "--out", str(tmp_path / "out")], cwd=ROOT, check=True)
-    assert killed > 3
     assert digest(tmp_path / "out") == wanted
     assert digest(tmp_path / "index") == index
     assert state([*chain, tmp_path / "out"]) == state([*chain, tmp_path / "whole"])

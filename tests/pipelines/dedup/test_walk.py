@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.dedup.links import components, packages, shared_documents
+from pipelines.dedup.links import components, in_packages, packages, shared_documents, weights
 from pipelines.dedup.walk import Candidates, lined_up, walk_line
 from pipelines.global_step import Comparison
 
@@ -104,15 +104,18 @@ def test_sets_are_compared_exactly_though_hopeless_pairs_end_early(overlap, size
     st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=1, max_size=25),
     st.integers(1, 40),
     st.lists(st.booleans(), min_size=25, max_size=25),
+    st.integers(1, 9),
 )
 @settings(max_examples=200)
-def test_components_are_those_of_the_graph_and_packages_hold_them_whole(keys, most, touched):
+def test_components_are_those_of_the_graph_and_packages_hold_them_whole(keys, most, touched, step):
     n = len(keys)
     hashes = np.array(keys, np.uint64).T
     found = [shared_documents(band, np.arange(n)) for band in hashes]
     sizes = np.arange(n, dtype=np.int32)
-    roots = components(iter(found), np.array(touched[:n]))
-    bounds = packages(roots, sizes, most)
+    pieces = (band[max(0, i - 1) : i + step] for band in found for i in range(0, len(band), step))
+    roots = components(pieces, np.array(touched[:n]))
+    sums = weights(roots, ((i, sizes[i : i + step]) for i in range(0, n, step)))
+    bounds = packages(sums, most)
     component = {i: {i} for i in range(n)}
     for i in range(n):
         for j in range(i):
@@ -122,6 +125,14 @@ def test_components_are_those_of_the_graph_and_packages_hold_them_whole(keys, mo
     for i in range(n):
         unwanted = len(component[i]) == 1 or not any(touched[j] for j in component[i])
         assert roots[i] == (-1 if unwanted else min(component[i]))
+    assert sums.tolist() == [sizes[roots == root].sum() for root in range(n)]
+    for band in found:
+        entries, starts = in_packages(band, roots, bounds)
+        wanted = [
+            [e for e in band if low <= roots[e >> 1] < high] for low, high in pairwise(bounds)
+        ]
+        assert [entries[a:b].tolist() for a, b in pairwise(starts)] == wanted
+        assert starts[-1] == len(entries)
     assert bounds[0] == 0
     assert bounds[-1] == n
     for low, high in pairwise(bounds):
