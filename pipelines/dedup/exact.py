@@ -22,6 +22,9 @@ class ExactDedup(GroupStep):
 
     With `fold_white_space` values are compared with white-space runs folded to one space and the
     ends trimmed, else byte by byte. A null is equal to nothing.
+
+    Its rule is exact_duplicate for texts and duplicate_COLUMN for another column, such as url, so
+    that a recipe can have both.
     """
 
     column: str = "text"
@@ -29,7 +32,11 @@ class ExactDedup(GroupStep):
     fold_white_space: bool = True
 
     version = 1
-    rule = "exact_duplicate"
+
+    @property
+    def rule(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The name under which it drops documents."""
+        return "exact_duplicate" if self.column == "text" else f"duplicate_{self.column}"
 
     @property
     def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

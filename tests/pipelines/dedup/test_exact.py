@@ -1,13 +1,20 @@
+import json
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.curate import curate
+from pipelines.dataset import Dataset
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.keep import Highest, Longest, Lowest, Oldest, SourceRank
 from pipelines.document import document_ids, id_words
 from pipelines.global_step import Keys
+from pipelines.readers.jsonl import JsonlReader
+from pipelines.recipe import Recipe, Source
 
 TEXTS = ["a b", "a  b", " a b\n", "a\tb", "A b", "ab", "", None, "caf\u00e9", "cafe\u0301"]
 
@@ -89,3 +96,20 @@ def test_ranks_order_as_the_values_do(values):
             elif other is not None:
                 assert (low[i] < low[j]) == (one < other)
                 assert (high[i] < high[j]) == (one > other)
+
+
+def test_recipe_drops_by_url_and_then_by_text(tmp_path):
+    rows = [("http://a/1", "one"), ("http://a/1", "two"), (None, "one"), (None, "three")]
+    lines = [json.dumps({"url": url, "text": text}) + "\n" for url, text in rows]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    steps = (ExactDedup("url", (Longest(),)), ExactDedup())
+    recipe = Recipe("urls", (JsonlReader(columns=("url",)),), steps)
+    manifest = curate(recipe, [Source("s", str(tmp_path / "in.jsonl"))], tmp_path / "out")
+    dropped = {rule["name"]: rule["dropped"] for rule in manifest["rules"]}
+    assert dropped["duplicate_url"] == 1
+    assert sum(dropped.values()) == 4 - manifest["kept"]
+    ledger = Dataset(tmp_path / "out").table("ledger")
+    gone = ledger.filter(pc.equal(ledger["dropped_by"], "duplicate_url")).to_pylist()
+    (row,) = gone
+    (kept,) = [r for r in ledger.to_pylist() if r["url"] == "http://a/1" and r["id"] != row["id"]]
+    assert row["matched_id"] == kept["id"]
