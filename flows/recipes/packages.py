@@ -36,6 +36,7 @@ def python_packages(classifier: str = "") -> Recipe:
         classifier: folder of a quality classifier; the tenth of the text that it likes least goes.
     """
     scored = (QualityClassifier(classifier, min_bin=2),) if classifier else ()
+    exact, fuzzy = ExactDedup(), FuzzyDedup(keep=(Longest(),))
     return Recipe(
         "python_packages",
         readers=(FilesReader(), ParquetReader(), JsonlReader()),
@@ -51,10 +52,10 @@ def python_packages(classifier: str = "") -> Recipe:
             ),
             GopherRepetition(),
             *scored,
-            ExactDedup(),
-            FuzzyDedup(keep=(Longest(),)),
+            exact,
+            fuzzy,
         ),
-        limits=tuple(Limit("language", 0.9, rule=step.rule) for step in (ExactDedup, FuzzyDedup)),
+        limits=tuple(Limit("language", 0.9, rule=step.rule) for step in (exact, fuzzy)),
         sources=(Source("packages", sysconfig.get_paths()["purelib"], files=TEXT_FILES),),
     )
 

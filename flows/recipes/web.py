@@ -17,6 +17,7 @@ from pipelines.recipe import Recipe
 
 def english_web() -> Recipe:
     """Extracted main text, English by lid.176, Gopher's rules, one copy of each text."""
+    exact = ExactDedup(keep=(Oldest(),))
     return Recipe(
         "english_web",
         readers=(WarcReader(), HtmlFilesReader(), ParquetReader(), JsonlReader(), FilesReader()),
@@ -26,10 +27,10 @@ def english_web() -> Recipe:
             LanguageId(("en",), min_score=0.65),
             GopherRepetition(),
             GopherQuality(),
-            ExactDedup(keep=(Oldest(),)),
+            exact,
         ),
         limits=(
-            Limit("language", 0.9, rule=ExactDedup.rule),
-            Limit("domain", 0.95, rule=ExactDedup.rule),
+            Limit("language", 0.9, rule=exact.rule),
+            Limit("domain", 0.95, rule=exact.rule),
         ),
     )
