@@ -139,6 +139,23 @@ def tokenize(
         )
 
 
+def mask(tokens: str, names: str) -> dict[str, Any]:
+    """Masks the documents of a list in a token dataset; returns what is masked now.
+
+    A list of ids has to be there as a whole; of a takedown, what the token dataset has.
+    """
+    from mixtures.masked import mask as run
+    from pipelines.takedown_list import is_takedown, read_takedown
+
+    listed = read_takedown(names)
+    if listed.urls and not is_takedown(names):
+        raise ValueError(
+            f"mask: {names} lists {len(listed.urls)} URLs, and token datasets know ids only. Give "
+            f"the folder that `gristmill takedown` wrote for that list"
+        )
+    return run(tokens, list(listed.ids), strict=not is_takedown(names))
+
+
 def mix(mixture: Any, parts: dict[str, str], out: str, seed: int = 0) -> dict[str, Any]:
     """Resolves a mixture (`module:function`, or the object) of token datasets into its plan."""
     from mixtures.mixture import mix as run

@@ -76,6 +76,11 @@ def text_hashes(texts: pa.Array) -> pa.StringArray:
     return id_strings(np.ascontiguousarray(normalised_hash128(texts)))
 
 
+def is_takedown(path: str | Path) -> bool:
+    """Says whether a list is what a takedown wrote, which names copies and dropped documents."""
+    return Path(path).is_dir() or Path(path).name == TAKEDOWN
+
+
 def read_takedown(path: str | Path) -> Takedown:
     """Reads a list, or what an earlier takedown wrote.
 
@@ -84,13 +89,13 @@ def read_takedown(path: str | Path) -> Takedown:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / TAKEDOWN
+        path /= TAKEDOWN
     if not path.is_file():
         raise ValueError(
             f"takedown list {path}: there is no such file; wanted a text file with a document id "
             f"or a URL on each line, or the folder of a finished takedown"
         )
-    if path.name == TAKEDOWN:
+    if is_takedown(path):
         found = json.loads(path.read_text("utf-8"))
         return _sorted((row["id"] for row in found["documents"]), found["urls"], found["texts"])
     ids, urls = [], []
