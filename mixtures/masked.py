@@ -80,6 +80,11 @@ def mask(token_dataset: str | Path, ids: list[str], strict: bool = True) -> dict
     """
     folder = Path(token_dataset)
     manifest = read_manifest(folder / MANIFEST, "token dataset")
+    if "shards" not in manifest:
+        raise ValueError(
+            f"mask: {folder} is finished, and no token dataset. Give the folder that `gristmill "
+            f"tokenize` wrote; documents of a dataset are taken down by `gristmill takedown`."
+        )
     with exclusive(folder):
         sweep(folder)
         before, found = read_masked(folder), _find(folder, manifest, ids)

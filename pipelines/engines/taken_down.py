@@ -25,8 +25,7 @@ from pipelines.layout import TAKEN_DOWN
 from pipelines.takedown_list import Takedown, text_hashes
 
 STAYS = (ROW.name, "id", "source", "origin", "url")
-"""What a ledger row still says of a document that was taken down."""
-DROPPED_STAYS = (ROW.name, "id", "source", "url")
+"""What its rows still say of a document that was taken down, beside the rule."""
 
 
 def without(job: Job, stretch: Stretch) -> Stretch:
@@ -48,7 +47,7 @@ def without(job: Job, stretch: Stretch) -> Stretch:
     columns["text_bytes"] = pc.fill_null(columns["text_bytes"], 0)
     rule = pa.scalar(TAKEN_DOWN, pa.string())
     columns["dropped_by"] = pc.if_else(pa.array(gone), rule, columns["dropped_by"])
-    traces = ledger.filter(pa.array(gone)).select(list(DROPPED_STAYS))
+    traces = ledger.filter(pa.array(gone)).select(list(STAYS))
     dropped = [
         _without_rows(stretch.dropped, taken),
         conform(traces, stretch.dropped.schema, {"dropped_by": TAKEN_DOWN}),

@@ -214,6 +214,8 @@ def test_unknown_ids_are_refused_and_change_nothing(tokens, tmp_path):
         mask(tokens["docs"], ["0" * 32], strict=False)
     with pytest.raises(ValueError, match="it is no finished token dataset"):
         mask(tmp_path, [known])
+    with pytest.raises(ValueError, match="is finished, and no token dataset"):
+        mask(mixed(tokens, tmp_path / "mixture"), [known])
     assert digest(tokens["docs"]) == before
     assert mask(tokens["docs"], [known, "0" * 32], strict=False)["documents"] == 1
     (tokens["docs"] / "masked-00001.parquet").write_bytes(b"PAR1")

@@ -1,14 +1,12 @@
 """A chain of snapshots and takedowns gives what one run with the same lists gives."""
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,21 +19,17 @@ from pipelines.curate import Settings, curate
 from pipelines.dataset import Dataset
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.fuzzy import FuzzyDedup
-from pipelines.dedup.keep import Highest, Longest, Oldest, Order
+from pipelines.dedup.keep import Longest, Order
 from pipelines.explain import why
+from pipelines.index import INDEX
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe, Source
 from pipelines.step import Cut
 from pipelines.takedown import takedown
 from pipelines.takedown_list import read_takedown
-from tests.laws.harness import ROOT, digest
+from tests.laws.harness import ROOT, digest, kill_at_stages
+from tests.pipelines.test_index import POLICIES, SETTINGS, STARTS, state, write
 
-POLICIES: dict[str, tuple[Order, ...]] = {
-    "by id": (),
-    "longest": (Longest(),),
-    "oldest, then score": (Oldest(), Highest("score")),
-}
-STARTS = (0, 3, 6, 9, 12, 15, 400, 403, 406, 1_000, 2_000)
 DEDUP = ("exact_duplicate", "near_duplicate")
 RECIPES = "tests/pipelines/test_takedown.py"
 
@@ -62,12 +56,8 @@ def documents(rng: random.Random, number: int, starts: range | tuple = STARTS) -
     return rows
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def against(folder: Path) -> Settings:
-    return Settings(workers=1, memory=2 << 30, against=str(folder / "index"))
+    return replace(SETTINGS, against=str(folder / "index"))
 
 
 def snapshot(folder: Path, number: int, rows: list[dict], of: Recipe) -> Path:
@@ -88,29 +78,13 @@ def take(folder: Path, number: int, names: list[str], of: Recipe, copies: bool =
 
 def batch(folder: Path, number: int, lists: list[Path], of: Recipe) -> Path:
     sources = [Source(f"s{n}", str(folder / f"s{n}.jsonl")) for n in range(number)]
-    chosen = Settings(workers=1, memory=2 << 30, takedown=tuple(map(str, lists)))
+    chosen = replace(SETTINGS, takedown=tuple(map(str, lists)))
     curate(of, sources, folder / "batch", chosen)
     return folder / "batch"
 
 
 def rows(folder: Path, kind: str) -> list[dict]:
     return [row for part in Dataset(folder).batches(kind) for row in part.to_pylist()]
-
-
-def state(chain: list[Path]) -> tuple[dict, dict, dict]:
-    """Applies snapshots in order: kept, dropped and ledger rows by id."""
-    kept, dropped, ledger = {}, {}, {}
-    for path in chain:
-        for row in rows(path, "retractions"):
-            del kept[row["id"]]
-        for row in rows(path, "revivals"):
-            del dropped[row["id"]]
-            kept[row["id"]] = row
-        for kind, into in (("data", kept), ("dropped", dropped), ("ledger", ledger)):
-            into |= {row["id"]: row for row in rows(path, kind)}
-        dropped |= {row["id"]: row for k in ("retractions", "redropped") for row in rows(path, k)}
-        ledger |= {row["id"]: row for row in rows(path, "amendments")}
-    return kept, dropped, ledger
 
 
 def copies_of(listed: set[str], ledger: dict[str, dict], texts: dict[str, str]) -> set[str]:
@@ -213,6 +187,7 @@ def test_no_text_of_it_is_left_in_index_output_and_compaction(tmp_path):
             assert {name for name, value in row.items() if value is not None} <= {
                 "id",
                 "source",
+                "origin",
                 "url",
                 "dropped_by",
             }
@@ -346,7 +321,21 @@ def test_a_list_that_a_takedown_wrote_is_a_list(tmp_path):
     assert read_takedown(down / "takedown.json") == found
 
 
-def test_kill_at_moments_of_a_takedown_gives_the_same_bytes(tmp_path):
+STAGES = (
+    "look up the list",
+    "look for near-duplicates",
+    "look for equal texts",
+    "count what goes",
+    "map (GopherQuality)",
+    "group (ExactDedup)",
+    "link (FuzzyDedup)",
+    "compare (FuzzyDedup)",
+    "carry over (FuzzyDedup)",
+    "compare earlier snapshots",
+)
+
+
+def test_kill_at_every_stage_of_a_takedown_gives_the_same_bytes(tmp_path):
     rng, of = random.Random(5), recipe()
     for number in range(2):
         snapshot(tmp_path, number, documents(rng, 2_000, range(0, 20_000, 3)), of)
@@ -361,26 +350,20 @@ def test_kill_at_moments_of_a_takedown_gives_the_same_bytes(tmp_path):
     assert Dataset(tmp_path / "whole").manifest["against"]["revivals"] > 0
     shutil.rmtree(tmp_path / "index")
     shutil.copytree(tmp_path / "pristine", tmp_path / "index")
-    killed = 0
-    for number in range(10):
-        process = subprocess.Popen(
-            [*command, "--out", str(tmp_path / "out")],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert process.stderr is not None
-        for line in process.stderr:  # from the first stage on
-            if b"started" in line:
-                break
-        time.sleep(0.2 * number)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        process.communicate()
-    subprocess.run([*command, "--out", str(tmp_path / "out")], cwd=ROOT, check=True)
-    assert killed > 3
+    command += ["--out", str(tmp_path / "out")]
+    kill_at_stages(command, STAGES)
+    subprocess.run(command, cwd=ROOT, check=True)
     assert digest(tmp_path / "out") == wanted
+    assert digest(tmp_path / "index") == index
+    # killed when the dataset was there and the index did not know of it: both states side by side
+    shutil.copytree(tmp_path / "pristine", tmp_path / "index", dirs_exist_ok=True)
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert digest(tmp_path / "index") == index
+    # and when the index knew and had not yet removed what it knew before
+    last = (tmp_path / "index" / INDEX).read_bytes()
+    shutil.copytree(tmp_path / "pristine", tmp_path / "index", dirs_exist_ok=True)
+    (tmp_path / "index" / INDEX).write_bytes(last)
+    subprocess.run(command, cwd=ROOT, check=True)
     assert digest(tmp_path / "index") == index
 
 
