@@ -7,9 +7,10 @@ it, and the index remembers the list and loses the texts. So a chain with takedo
 over all sources with the same lists gives.
 
 With copies, which is the default, the list is extended first: who wants a text to go wants its
-copies to go, and they would come back otherwise. Equal documents are copies, through any number of
-steps; a near-duplicate is one if it was compared with a listed document, or with one equal to that,
-and found similar. Nothing is taken down through a chain of similarities.
+copies to go, and they would come back otherwise. Documents that a step found equal are copies, and
+those with an equal text, through any number of steps. A near-duplicate is one if it is itself
+similar to a listed document, or to one equal to that, by the test of the recipe's PairStep: what
+was dropped in favour of another is compared anew. Nothing goes through a chain of similarities.
 """
 
 import shutil
@@ -24,7 +25,15 @@ from pipelines.curate import Settings, run_job, start_engine, sweep_job
 from pipelines.dataset import MANIFEST, WORK, Dataset, file_entry, write_json
 from pipelines.engines.engine import Engine
 from pipelines.engines.job import Job
-from pipelines.engines.taken_down import find_equal, find_listed, find_related, find_texts
+from pipelines.engines.taken_down import (
+    find_equal,
+    find_listed,
+    find_same,
+    find_sets,
+    find_similar,
+    find_texts,
+)
+from pipelines.global_step import PairStep
 from pipelines.index import Index, read_index
 from pipelines.manifest import make_manifest
 from pipelines.output_folder import check_output, locked
@@ -36,8 +45,8 @@ from pipelines.takedown_list import TAKEDOWN, Takedown, read_takedown
 SHOWN = 3
 """Names that a message lists."""
 Reasons = dict[str, dict[str, str]]
-"""By document: `why` (listed, the rule that dropped one in favour of the other, or equal_text), and
-of a copy the document that it was found by, `of`."""
+"""By document: `why` (listed, the rule of the step that finds the two equal or similar, or
+equal_text), and of a copy the document that it was found by, `of`."""
 
 
 def takedown(
@@ -88,8 +97,8 @@ def takedown(
         manifest["against"] = index.account(job, manifest)
         manifest["taken_down"] = {
             "request": request,
-            "listed": sum("of" not in reason for reason in reasons.values()),
-            "copies": sum("of" in reason for reason in reasons.values()),
+            "listed": sum(reason["why"] == "listed" for reason in reasons.values()),
+            "copies": sum(reason["why"] != "listed" for reason in reasons.values()),
         }
         write_json(out / MANIFEST, manifest)
         index.commit(job, Dataset(out).identity, manifest)
@@ -149,38 +158,46 @@ def _named(
             )
         texts: list[str] = list(listed.texts)
         if copies:
-            for equal in (True, False, True):
-                _add_related(engine, now, reasons, equal)
+            _add_equal(engine, now, reasons)
+            _add_similar(engine, now, reasons)
+            _add_equal(engine, now, reasons)
             wanted = pa.array(list(reasons), pa.string())
             for unit in _each(engine, now, "read their texts", find_texts, wanted):
                 texts += unit
     whole = listed | Takedown(tuple(reasons), (), tuple(texts))
     if whole.texts:
         with start_engine(replace(now, takedown=whole), settings) as engine:
-            for unit in _each(engine, now, "look for equal texts", find_equal):
+            for unit in _each(engine, now, "look for equal texts", find_same):
                 for name in unit:
                     reasons.setdefault(name, {"why": "equal_text"})
     return reasons, whole | Takedown(tuple(reasons))
 
 
-def _add_related(engine: Engine, now: Job, reasons: Reasons, equal: bool) -> None:
-    """Adds the documents that one of `reasons` was dropped for, or that were dropped for one.
-
-    Equality goes on from those that it finds, similarity does not.
-    """
+def _add_equal(engine: Engine, now: Job, reasons: Reasons) -> None:
+    """Adds the documents that a step found equal to one of `reasons`, and to those, and so on."""
     fresh = list(reasons)
     while fresh:
         wanted, before = pa.array(fresh, pa.string()), set(fresh)
         fresh = []
-        what = "look for equal documents" if equal else "look for near-duplicates"
-        for unit in _each(engine, now, what, find_related, wanted, equal):
+        for unit in _each(engine, now, "look for equal documents", find_equal, wanted):
             for dropped, kept, rule in unit:
                 for name, of in ((dropped, kept), (kept, dropped)):
                     if of in before and name not in reasons:
                         reasons[name] = {"why": rule, "of": of}
                         fresh.append(name)
-        if not equal:
-            return
+
+
+def _add_similar(engine: Engine, now: Job, reasons: Reasons) -> None:
+    """Adds the documents that are similar to one of `reasons`, and stops there."""
+    wanted = pa.array(list(reasons), pa.string())
+    for phase, (_, step) in enumerate(now.recipe.phases()[:-1]):
+        if not isinstance(step, PairStep):
+            continue
+        found = _each(engine, now, "read their sets", find_sets, phase, wanted)
+        sets = [entry for unit in found for entry in unit]
+        for unit in _each(engine, now, "look for near-duplicates", find_similar, phase, sets):
+            for name, of in unit:
+                reasons.setdefault(name, {"why": step.rule, "of": of})
 
 
 def _losing(now: Job, whole: Takedown, settings: Settings) -> set[int]:

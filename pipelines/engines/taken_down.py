@@ -5,22 +5,26 @@ whether the documents were just read or lie in an index: a document taken down t
 global step, and all that stays of it is its id, source, place and URL.
 
     find_listed    which documents of an earlier unit a list names
-    find_related   which are kept or dropped in favour of each other
+    find_equal     which were dropped as equal to each other
+    find_sets      the sets by which a PairStep compares some documents
+    find_similar   which are similar to one of these
     find_texts     the hashes of some documents' texts
-    find_equal     which documents have one of these
+    find_same      which documents have one of these
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.engines.job import Job
+from pipelines.engines.pair_stages import pair_step
 from pipelines.engines.phase_files import kept_batches, ledger_batches, unit_verdicts
 from pipelines.engines.stretch import ROW, Stretch, conform, one_batch
-from pipelines.global_step import GroupStep
+from pipelines.global_step import Comparison, GroupStep
 from pipelines.layout import TAKEN_DOWN
 from pipelines.takedown_list import Takedown, text_hashes
 
@@ -86,21 +90,28 @@ def find_listed(job: Job, unit: int) -> dict[str, Any]:
     return found
 
 
-def find_related(job: Job, unit: int, ids: pa.Array, equal: bool) -> list[tuple[str, str, str]]:
-    """Returns pairs of documents one of which was dropped in favour of the other.
+class DocumentSet(NamedTuple):
+    """A document as a PairStep compares it."""
+
+    component: str
+    document_id: str
+    values: np.ndarray
+
+
+def find_equal(job: Job, unit: int, ids: pa.Array) -> list[tuple[str, str, str]]:
+    """Returns pairs of documents one of which a GroupStep dropped in favour of the other.
 
     Args:
         job: a job.
         unit: an earlier unit.
         ids: one of a pair is of these.
-        equal: whether they have to be equal, or similar.
 
     Returns:
         (dropped id, id that it was dropped for, the rule).
     """
     found = []
     for phase, (_, step) in enumerate(job.recipe.phases()[:-1]):
-        if step is None or isinstance(step, GroupStep) != equal:
+        if not isinstance(step, GroupStep):
             continue
         verdicts = unit_verdicts(job.before().verdicts(phase), unit)
         verdicts = verdicts.filter(verdicts.column("dropped"))
@@ -114,6 +125,70 @@ def find_related(job: Job, unit: int, ids: pa.Array, equal: bool) -> list[tuple[
     return found
 
 
+def find_sets(job: Job, unit: int, phase: int, ids: pa.Array) -> list[DocumentSet]:
+    """Returns the sets of those of some documents that a PairStep saw with others."""
+    return [
+        DocumentSet(*entry)
+        for batch, component in _compared(job, unit, phase)
+        for entry in _sets(job, phase, batch, component, pc.is_in(batch.column("id"), ids))
+    ]
+
+
+def find_similar(
+    job: Job, unit: int, phase: int, sets: Sequence[DocumentSet]
+) -> list[tuple[str, str]]:
+    """Returns documents that are similar to one with a set, by the step's own test, and to which.
+
+    Only documents of the same component are compared: others share no key, not even through
+    documents between them.
+    """
+    by_component: dict[str, list[DocumentSet]] = {}
+    for entry in sets:
+        by_component.setdefault(entry.component, []).append(entry)
+    wanted, found = pa.array(list(by_component), pa.string()), []
+    for batch, component in _compared(job, unit, phase):
+        mine = pc.is_in(component, wanted)
+        for name, document_id, values in _sets(job, phase, batch, component, mine):
+            similar = (
+                other.document_id
+                for other in by_component[name]
+                if _similar(pair_step(job, phase).comparison(), values, other.values)
+            )
+            found += [(document_id, of) for of in similar][:1]
+    return found
+
+
+def _compared(job: Job, unit: int, phase: int) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
+    """Yields the documents that reach a PairStep, with their components (null: alone)."""
+    before = job.before()
+    verdicts = unit_verdicts(before.verdicts(phase), unit).combine_chunks()
+    for kept in kept_batches(before.phase_folder(phase, unit), mapped=True):
+        places = pc.index_in(kept.column(0), verdicts.column("row").combine_chunks())
+        yield kept, verdicts.column("component_id").combine_chunks().take(places)
+
+
+def _sets(
+    job: Job, phase: int, batch: pa.RecordBatch, component: pa.Array, chosen: pa.Array
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    chosen = pc.and_(chosen, component.is_valid())
+    mine = batch.filter(chosen)
+    if not mine.num_rows:
+        return
+    offsets, values = pair_step(job, phase).sets(mine)
+    names = zip(component.filter(chosen).to_pylist(), mine.column("id").to_pylist(), strict=True)
+    for number, (name, document_id) in enumerate(names):
+        yield name, document_id, values[offsets[number] : offsets[number + 1]].copy()
+
+
+def _similar(comparison: Comparison, one: np.ndarray, other: np.ndarray) -> bool:
+    """Says whether two documents are similar; for containment, whether either holds the other."""
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    whole = len(one) + len(other) - shared
+    if comparison.containment:
+        whole = min(len(one), len(other))
+    return shared * comparison.denominator >= comparison.numerator * whole > 0
+
+
 def find_texts(job: Job, unit: int, ids: pa.Array) -> list[str]:
     """Returns the hashes of the texts that documents had before the first global step."""
     found: set[str] = set()
@@ -123,7 +198,7 @@ def find_texts(job: Job, unit: int, ids: pa.Array) -> list[str]:
     return sorted(found)
 
 
-def find_equal(job: Job, unit: int) -> list[str]:
+def find_same(job: Job, unit: int) -> list[str]:
     """Returns the documents that have a text of the job's list."""
     found: list[str] = []
     for kept in kept_batches(_folder(job, unit), mapped=True):

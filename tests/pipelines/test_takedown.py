@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,17 +95,20 @@ def copies_of(listed: set[str], ledger: dict[str, dict], texts: dict[str, str]) 
         return {i for i in texts if texts[i] in {texts[name] for name in names if name in texts}}
 
     first = listed | equal(listed)
+    compared = [i for i, row in ledger.items() if row["dropped_by"] in (None, "near_duplicate")]
+    shingles = {i: shingles_of(texts[i]) for i in compared}
     near = {
         i
-        for i, row in ledger.items()
-        if row["dropped_by"] == "near_duplicate" and row["matched_id"] in first
-    }
-    near |= {
-        row["matched_id"]
-        for i, row in ledger.items()
-        if i in first and row["dropped_by"] == "near_duplicate"
+        for i in compared
+        for name in first & set(compared)
+        if 5 * len(shingles[i] & shingles[name]) >= 4 * len(shingles[i] | shingles[name])
     }
     return first | near | equal(first | near)
+
+
+def shingles_of(text: str) -> set[int]:
+    (_, values) = FuzzyDedup().sets(pa.RecordBatch.from_pydict({"text": [text]}))
+    return set(values.tolist())
 
 
 @pytest.mark.parametrize("policy", POLICIES)
