@@ -20,7 +20,7 @@ from pipelines.curate import Settings, curate
 from pipelines.dataset import Dataset
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.fuzzy import FuzzyDedup
-from pipelines.dedup.keep import Longest, Order
+from pipelines.dedup.keep import Highest, Longest, Oldest, Order
 from pipelines.explain import why
 from pipelines.index import INDEX
 from pipelines.readers.jsonl import JsonlReader
@@ -263,6 +263,14 @@ def test_nothing_goes_through_a_chain_of_similarities(tmp_path):
     gone = set(read_takedown(down).ids)
     assert gone == copies_of({listed}, ledger, texts)
     assert {chain.index(texts[i]) for i in gone} <= {4, 5, 6}
+
+
+def test_a_unit_that_loses_all_it_kept_has_no_keys_left(tmp_path):
+    of = recipe((Oldest(), Highest("score"), Longest()))
+    first = snapshot(tmp_path, 0, [{"text": SECRET, "date": "2020-01-02", "score": 1}], of)
+    snapshot(tmp_path, 1, [{"text": OTHER, "date": "2020-01-02", "score": 1}], of)
+    down = take(tmp_path, 0, [by_text(first)[SECRET]], of)
+    assert Dataset(down).manifest["against"]["total_kept"] == 1
 
 
 def test_a_recipe_without_global_steps_takes_a_list_in_one_run(tmp_path):
