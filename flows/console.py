@@ -46,11 +46,33 @@ def print_manifest(manifest: dict[str, Any], out: str) -> None:
         number = f"{manifest['unread_files']:,}"
         console.print(f"files that no reader claims: {number} ({escape(first)})", soft_wrap=True)
     if against := manifest.get("against"):
-        changes = ", ".join(f"{against[kind]:,} {kind}" for kind in EARLIER)
-        console.print(f"earlier documents: {changes}", soft_wrap=True)
-        total = f"{against['total_kept']:,} of {against['total_documents_in']:,}"
-        console.print(f"kept of all snapshots: {total}", soft_wrap=True)
+        _print_changes(against)
     console.print(f"dataset: {escape(out)}")
+
+
+def _print_changes(against: dict[str, Any]) -> None:
+    changes = ", ".join(f"{against[kind]:,} {kind}" for kind in EARLIER)
+    console.print(f"earlier documents: {changes}", soft_wrap=True)
+    total = f"{against['total_kept']:,} of {against['total_documents_in']:,}"
+    console.print(f"kept of all snapshots: {total}", soft_wrap=True)
+
+
+def print_takedown(manifest: dict[str, Any], out: str) -> None:
+    """Prints what a takedown took down and what followed."""
+    down = manifest["taken_down"]
+    total = down["listed"] + down["copies"]
+    console.print(
+        f"taken down: {total:,} documents, {down['listed']:,} of the list and {down['copies']:,} "
+        f"copies",
+        soft_wrap=True,
+    )
+    _print_changes(manifest["against"])
+    console.print(f"which and why: {escape(out)}/takedown.json", soft_wrap=True)
+    console.print(
+        "the index holds their texts no more; the datasets of its snapshots still do: compact the "
+        "chain into a new dataset, then remove them",
+        soft_wrap=True,
+    )
 
 
 def print_why(result: dict[str, Any], comparison: "Comparison | None" = None) -> None:

@@ -17,8 +17,10 @@ from flows.dates import dated  # noqa: E402
 from flows.flywheel import flywheel as turn  # noqa: E402
 
 curate = flow(name="curate")(dated(stages.curate))
+takedown = flow(name="takedown")(dated(stages.takedown))
 compact = flow(name="compact")(dated(stages.compact))
 tokenize = flow(name="tokenize")(dated(stages.tokenize))
+mask = flow(name="mask")(dated(stages.mask))
 mix = flow(name="mix")(dated(stages.mix))
 pretrain = flow(name="pretrain")(dated(stages.pretrain))
 synth = flow(name="synth")(dated(stages.synth))

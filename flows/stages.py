@@ -46,6 +46,7 @@ def curate(
     engine: str = "local",
     master: str = "local[*]",
     against: str = "",
+    takedown: tuple[str, ...] = (),
     arguments: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Runs a recipe (`module:function`) over sources into a dataset; returns its manifest.
@@ -58,7 +59,15 @@ def curate(
 
     size = parse_bytes(memory)
     settings = Settings(
-        workers or cores(), size, verify, keep_dropped, sample, engine, master, against
+        workers or cores(),
+        size,
+        verify,
+        keep_dropped,
+        sample,
+        engine,
+        master,
+        against,
+        tuple(takedown),
     )
     chosen = load_function(recipe, "recipe")(**(arguments or {}))
     return run(chosen, [parse_source(source) for source in sources], out, settings)
@@ -69,6 +78,25 @@ def compact(datasets: tuple[str, ...], out: str) -> dict[str, Any]:
     from pipelines.compact import compact as run
 
     return run(datasets, out)
+
+
+def takedown(
+    recipe: str,
+    names: str,
+    against: str,
+    out: str,
+    copies: bool = True,
+    workers: int = 0,
+    memory: str = "8GiB",
+    arguments: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Takes the documents of a list out of the snapshots of an index; returns what changes."""
+    from pipelines.curate import Settings
+    from pipelines.takedown import takedown as run
+
+    settings = Settings(workers or cores(), parse_bytes(memory), against=against)
+    chosen = load_function(recipe, "recipe")(**(arguments or {}))
+    return run(chosen, names, out, settings, copies)
 
 
 def train_tokenizer(
@@ -109,6 +137,23 @@ def tokenize(
         return run(
             dataset, tokenizer, out, workers or cores(), bar.advance, chosen, sample, messages
         )
+
+
+def mask(tokens: str, names: str) -> dict[str, Any]:
+    """Masks the documents of a list in a token dataset; returns what is masked now.
+
+    A list of ids has to be there as a whole; of a takedown, what the token dataset has.
+    """
+    from mixtures.masked import mask as run
+    from pipelines.takedown_list import is_takedown, read_takedown
+
+    listed = read_takedown(names)
+    if listed.urls and not is_takedown(names):
+        raise ValueError(
+            f"mask: {names} lists {len(listed.urls)} URLs, and token datasets know ids only. Give "
+            f"the folder that `gristmill takedown` wrote for that list"
+        )
+    return run(tokens, list(listed.ids), strict=not is_takedown(names))
 
 
 def mix(mixture: Any, parts: dict[str, str], out: str, seed: int = 0) -> dict[str, Any]:

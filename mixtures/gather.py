@@ -80,6 +80,44 @@ def gather(numbers, packs, locations, lengths, start_bits, addresses, tokens, ma
 
 
 @njit(cache=True, nogil=True)
+def blank(numbers, packs, locations, lengths, gone, gone_lengths, end, masked, tokens, mask):
+    """Overwrites the pieces of masked documents with end-of-document tokens that do not count.
+
+    Boundaries stay, and so does every other piece, byte for byte: also the target after a blanked
+    piece, whose input was an end-of-document token before.
+
+    Args:
+        numbers: as in `gather`, like the next three.
+        packs: first piece of each pack.
+        locations: of pieces.
+        lengths: of pieces.
+        gone: uint64, ascending, locations of masked documents.
+        gone_lengths: int64, their tokens.
+        end: id of the end-of-document token.
+        masked: whether `mask` is written.
+        tokens: as `gather` left them; written.
+        mask: as `gather` and `join_masks` left it; written.
+
+    Returns:
+        whether mask is written now.
+    """
+    for row in range(len(numbers)):
+        filled = np.int64(0)
+        for piece in range(packs[numbers[row]], packs[numbers[row] + 1]):
+            location = locations[piece] & ~_TOP
+            length = np.int64(lengths[piece])
+            place = np.searchsorted(gone, location, "right") - 1
+            if place >= 0 and location - gone[place] < np.uint64(gone_lengths[place]):
+                if not masked:
+                    mask[:] = True
+                    masked = True
+                tokens[row, filled : filled + length] = end
+                mask[row, max(filled - 1, 0) : filled - 1 + length] = False
+            filled += length
+    return masked
+
+
+@njit(cache=True, nogil=True)
 def join_masks(numbers, packs, locations, lengths, start_bits, addresses, masked, mask):
     """Puts the stored masks of conversations into the mask of a batch that `gather` has filled.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mixtures.packing import START_BITS
 from mixtures.plan import Plan
 
 
@@ -28,18 +29,20 @@ def held_out(
     """Yields held-out documents part by part, of each part until it has max_tokens.
 
     Their order is a keyed shuffle, so a beginning is a fair sample, and it is the same for every
-    mixture with the same holdout_seed. The last document of a part comes whole.
+    mixture with the same holdout_seed. The last document of a part comes whole. Documents that
+    were masked since are left out.
     """
     plan = Plan(mixture, token_datasets)
     shards, masks = plan.tokens(), plan.masks()
+    gone = set(plan.masked_ranges()[0].tolist())
     first_shards = {part["name"]: part["first_shard"] for part in plan.parts}
     taken: dict[str, int] = {}
     for row in plan.held_out().to_pylist():
         part, length = row["part"], row["length"]
-        if taken.get(part, 0) >= max_tokens:
+        number = first_shards[part] + row["shard"]
+        if taken.get(part, 0) >= max_tokens or (number << START_BITS) | row["start"] in gone:
             continue
         taken[part] = taken.get(part, 0) + length
-        number = first_shards[part] + row["shard"]
         place = slice(row["start"], row["start"] + length)
         mask = masks[number]
         mask = None if mask is None else mask[place]

@@ -18,6 +18,19 @@ SIDECAR_SCHEMA = pa.schema(
     ]
 )
 
+MASKED = "masked.json"
+MASKED_FILE = "masked-{:05d}.parquet"
+
+MASKED_SCHEMA = pa.schema(
+    [
+        ("version", pa.int32()),  # of masked.json, from 1 on, that brought it
+        ("shard", pa.int32()),
+        ("id", pa.string()),  # document
+        ("start", pa.int64()),  # first token in the shard
+        ("length", pa.int32()),  # tokens, the end-of-document token included
+    ]
+)
+
 LOCATIONS = "plan/locations.npy"
 LENGTHS = "plan/lengths.npy"
 PACKS = "plan/packs.npy"

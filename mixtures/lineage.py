@@ -1,12 +1,14 @@
 """From a sample to its documents, and from a document to every sample that saw it.
 
-Nothing was logged for this: the order is a permutation and is run backwards. Asking for a document
-scans the ids of the sidecars (about 20 million a second) and the plan's locations (1,000 million).
+Nothing was logged for this: the order is a permutation and is run backwards. A document that was
+masked after it was mixed is still found: the plan says where it stood, and `seen` in which of these
+samples a run was given its tokens before they were blanked. Asking for a document scans the ids of
+the sidecars (about 20 million a second) and the plan's locations (1,000 million).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -62,7 +64,7 @@ def samples_of(
     before: int | None = None,
     token_datasets: Mapping[str, str | Path] | None = None,
 ) -> list[int]:
-    """Returns the samples that hold a token of a document, ascending.
+    """Returns the samples whose plan holds a token of a document, ascending.
 
     There are none if it is held out, or a conversation longer than a sample.
 
@@ -80,16 +82,61 @@ def samples_of(
     documents = _find(plan, document_id)
     if not documents:
         raise ValueError(f"{mixture}: no part has a document {document_id!r}")
-    samples: set[int] = set()
+    return sorted({index for _, index in _samples(plan, documents) if index < end})
+
+
+def seen(
+    mixture: str | Path,
+    document_id: str,
+    state: Mapping[str, Any],
+    token_datasets: Mapping[str, str | Path] | None = None,
+) -> list[int]:
+    """Returns the samples of a mixture in which a run was given tokens of a document, ascending.
+
+    Samples that were read after the document was masked are not among them: it was blank there.
+
+    Args:
+        mixture: folder that `mix` wrote.
+        document_id: the document's id.
+        state: of the run's stream, as a checkpoint has it (`Stream.state_dict`).
+        token_datasets: folders by part, for token datasets that were moved.
+
+    Raises:
+        ValueError: no part of the mixture has such a document.
+    """
+    plan = Plan(mixture, token_datasets)
+    documents = _find(plan, document_id)
+    if not documents:
+        raise ValueError(f"{mixture}: no part has a document {document_id!r}")
+    since = plan.masked_since(document_id)
+    begins = [int(index) for index, _ in state["history"]]
+    ends = [*begins[1:], int(state["samples"])]
+    spans = [
+        (begin, end)
+        for (_, mark), begin, end in zip(state["history"], begins, ends, strict=True)
+        if mark == plan.fingerprint
+    ]
+    found = set()
+    for part, index in _samples(plan, documents):
+        name = plan.parts[part]["name"]
+        for begin, end in spans:
+            if begin + index >= end:
+                continue
+            marks = [parts for at, parts in state.get("blanked", ()) if at <= begin + index]
+            if not marks or marks[-1].get(name) not in since.get(name, ()):
+                found.add(index)
+    return sorted(found)
+
+
+def _samples(plan: Plan, documents: list[tuple[int, int, int, int]]) -> Iterator[tuple[int, int]]:
+    """Yields part and index of every sample that was planned to hold one of the documents."""
     for part, shard, start, length in documents:
         for pack in _packs_of(plan, part, shard, start, length):
             epoch = 0
             # an epoch that ends before this draw has no more of them
             while (index := plan.schedule.index_of(part, epoch, pack)) >= 0:
-                if index < end:
-                    samples.add(index)
+                yield part, index
                 epoch += 1
-    return sorted(samples)
 
 
 def _find(plan: Plan, document_id: str) -> list[tuple[int, int, int, int]]:

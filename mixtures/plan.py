@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mixtures.artifact import read_manifest
@@ -22,6 +23,7 @@ from mixtures.layout import (
     SIDECAR_FILE,
     TOKENS_FILE,
 )
+from mixtures.masked import Masked, read_masked
 from mixtures.packing import CONTINUATION, START_BITS
 from mixtures.schedule import Schedule, make_schedule
 
@@ -51,10 +53,12 @@ class Plan:
         self.num_samples: int = self.manifest["num_samples"]
         self.dtype = np.dtype(self.manifest["dtype"])
         self.parts: list[dict] = self.manifest["parts"]
-        self.folders = [
+        opened = [
             self._token_dataset(part, (token_datasets or {}).get(part["name"]))
             for part in self.parts
         ]
+        self.folders = [folder for folder, _ in opened]
+        self._masked = [masked for _, masked in opened]
         self.schedule: Schedule = make_schedule(
             [phase["cycle"] for phase in self.manifest["phases"]],
             [phase["stop"] - phase["start"] for phase in self.manifest["phases"]],
@@ -67,16 +71,55 @@ class Plan:
         self.lengths = self._map(LENGTHS)
         self.packs = self._map(PACKS)
 
-    def _token_dataset(self, part: dict, given: str | Path | None) -> Path:
+    def _token_dataset(self, part: dict, given: str | Path | None) -> tuple[Path, Masked]:
         folder = Path(given) if given else self.path / self.manifest["paths"][part["name"]]
         found = read_manifest(folder / MANIFEST, "token dataset")["fingerprint"]
-        if found != part["token_dataset"]:
+        masked = read_masked(folder)
+        if part["token_dataset"] not in (found, *masked.fingerprints):
             raise ValueError(
                 f"{folder} is not the token dataset that {self.path} was mixed from: its "
                 f"fingerprint is {found[:12]}, part {part['name']} wants "
                 f"{part['token_dataset'][:12]}. Mix again, or give the right folder."
             )
-        return folder
+        return folder, masked
+
+    @property
+    def blanked(self) -> dict[str, str]:
+        """Parts of which documents were masked since they were mixed: what is left, as a hash."""
+        return {
+            part["name"]: masked.fingerprints[-1]
+            for part, masked in zip(self.parts, self._masked, strict=True)
+            if masked.fingerprints and masked.fingerprints[-1] != part["token_dataset"]
+        }
+
+    def knows_blanked(self, blanked: Mapping[str, str]) -> bool:
+        """Says whether all that was masked when `blanked` said so still is."""
+        marks = {
+            part["name"]: (part["token_dataset"], *masked.fingerprints)
+            for part, masked in zip(self.parts, self._masked, strict=True)
+        }
+        return all(mark in marks.get(name, ()) for name, mark in blanked.items())
+
+    def masked_ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns locations (uint64, ascending) and lengths (int64) of masked documents."""
+        locations, lengths = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        for part, masked in zip(self.parts, self._masked, strict=True):
+            shards = masked.ranges.column("shard").to_numpy().astype(np.uint64)
+            shards += np.uint64(part["first_shard"])
+            starts = masked.ranges.column("start").to_numpy().astype(np.uint64)
+            locations.append((shards << np.uint64(START_BITS)) | starts)
+            lengths.append(masked.ranges.column("length").to_numpy().astype(np.int64))
+        return np.concatenate(locations), np.concatenate(lengths)
+
+    def masked_since(self, document_id: str) -> dict[str, tuple[str, ...]]:
+        """Returns for each part that masks a document the hashes under which it is masked."""
+        since = {}
+        for part, masked in zip(self.parts, self._masked, strict=True):
+            rows = masked.ranges.filter(pc.equal(masked.ranges.column("id"), document_id))
+            if len(rows):
+                first = pc.min(rows.column("version")).as_py()
+                since[part["name"]] = masked.fingerprints[first - 1 :]
+        return since
 
     def _map(self, name: str) -> np.ndarray:
         return np.load(self.path / name, mmap_mode="r").view(np.ndarray)

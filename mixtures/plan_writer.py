@@ -105,6 +105,7 @@ def _write_part(
     first_pack, first_token = writer.num_packs, writer.num_tokens
     packer = Packer(mixture.sequence_length, mixture.max_documents, writer.emit)
     too_long: Counter[str] = Counter()
+    masked = dataset.masked_documents.ranges
     held = pa.concat_tables(
         _pack_shard(mixture, dataset, shard, first_shard + shard, packer, too_long)
         for shard in range(dataset.num_shards)
@@ -114,7 +115,8 @@ def _write_part(
     if not packs:
         raise ValueError(
             f"{mixture.name}: part {name} has no document left to train on; {dataset.path} holds "
-            f"{dataset.manifest['documents']:,}, holdout_share is {mixture.holdout_share}, "
+            f"{dataset.manifest['documents']:,}, {len(masked):,} of them masked, "
+            f"holdout_share is {mixture.holdout_share}, "
             f"{too_long['documents']:,} are conversations of over {mixture.sequence_length + 1:,} "
             f"tokens"
         )
@@ -126,12 +128,18 @@ def _write_part(
         "packs": packs,
         "tokens": tokens,
         "efficiency": tokens / (packs * (mixture.sequence_length + 1)),
-        "documents": dataset.manifest["documents"] - len(held) - too_long["documents"],
+        "documents": dataset.manifest["documents"]
+        - len(masked)
+        - len(held)
+        - too_long["documents"],
         "held_out": len(held),
         "token_dataset": dataset.fingerprint,
         "first_shard": first_shard,
         "shards": [shard["tokens"] for shard in dataset.manifest["shards"]],
     }
+    if len(masked):
+        tokens = int(masked.column("length").to_numpy().sum(dtype=np.int64))
+        described["taken_down"] = {"documents": len(masked), "tokens": tokens}
     if dataset.masked:
         described |= {"masked": True, "too_long": {k: too_long[k] for k in ("documents", "tokens")}}
     return described, held
@@ -153,8 +161,11 @@ def _pack_shard(
     key = derive_key(mixture.holdout_seed, "holdout")
     threshold = share_threshold(mixture.holdout_share)
     held = []
+    masked, _ = dataset.masked_documents.of_shard(shard)
     with pq.ParquetFile(dataset.path / SIDECAR_FILE.format(shard)) as sidecar:
         for batch in sidecar.iter_batches():
+            if len(masked):
+                batch = batch.filter(pa.array(~np.isin(batch.column("start").to_numpy(), masked)))
             if dataset.masked:
                 batch = _whole(batch, mixture.sequence_length + 1, too_long)
             hashes = hash_ids(batch.column("id"), key)

@@ -4,8 +4,13 @@ The sample at an index is a pure function of the mixture (which holds the seed) 
 state is a number: resuming, skipping and changing the number of ranks cost nothing. A batch is
 copied from mapped files into fresh arrays, over 1,000 million tokens a second and core; nothing is
 read ahead here, the page cache and the trainer's thread do that.
+
+Documents that were masked after the mixture was made (`mixtures.masked`) are blanked: their places
+hold end-of-document tokens that are no targets. The order and every other document stay as they
+were, so a run goes on where it stopped; the state says from which sample on what was blanked.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from mixtures.gather import gather, join_masks
+from mixtures.gather import blank, gather, join_masks
 from mixtures.packing import START_BITS
 from mixtures.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,8 @@ class Batch:
     """(rows, sequence_length + 1) in the stored type; padding is 0."""
     loss_mask: np.ndarray | None
     """bool, (rows, sequence_length), true where a target counts; None if all do. Left out are
-    padding, the first token of a document's continuation after another document's end, and what
-    conversations are not trained on."""
+    padding, the first token of a document's continuation after another document's end, what
+    conversations are not trained on, and blanked documents."""
     boundaries: np.ndarray
     """int32, (rows, max_documents): first position of each document, then sequence_length + 1."""
     sample_indices: np.ndarray
@@ -71,6 +78,10 @@ class Stream:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self._consumed = start
         self._history: list[tuple[int, str]] = [(0, self.plan.fingerprint)]
+        self._gone, self._gone_lengths = self.plan.masked_ranges()
+        self._blanked: list[tuple[int, dict[str, str]]] = []
+        self._note_blanked()
+        self._warned = False
         self._shards = self.plan.tokens()  # keeps the mappings alive behind the addresses
         self._addresses = np.array([shard.ctypes.data for shard in self._shards], np.uint64)
         self._masks = self.plan.masks()
@@ -91,6 +102,8 @@ class Stream:
         first = self._consumed - self._history[-1][0]
         if first + self.batch_size > self.plan.num_samples:
             raise StopIteration
+        if self.plan.blanked and not self._warned:
+            self._warn()
         rows = self.batch_size // self.world_size
         begin = first + self.rank * rows
         batch = self._read(np.arange(begin, begin + rows))
@@ -115,8 +128,9 @@ class Stream:
         mask = np.empty((rows, length), np.bool_)
         boundaries = np.empty((rows, plan.max_documents), np.int32)
         parts, _, packs = plan.schedule.locate(indices)
+        numbers = plan.first_packs[parts] + packs
         places = (
-            plan.first_packs[parts] + packs,
+            numbers,
             plan.packs,
             plan.locations,
             plan.lengths,
@@ -126,6 +140,9 @@ class Stream:
         if self._mask_addresses.any():
             join_masks(*places, self._mask_addresses, masked, mask)
             masked = True
+        if len(self._gone):
+            gone = self._gone, self._gone_lengths, self.plan.manifest["end_of_document"]
+            masked = blank(numbers, *places[1:4], *gone, masked, tokens, mask)
         return Batch(tokens, mask if masked else None, boundaries, indices)
 
     def sample(self, index: int) -> Batch:
@@ -136,9 +153,13 @@ class Stream:
         """Returns what continues the stream: plain numbers and strings.
 
         `samples` counts those of the whole run; `history` lists at which of them each mixture
-        began.
+        began. If documents are blanked, `blanked` lists from which of them on which parts were
+        read without what was masked in them by then.
         """
-        return {"samples": self._consumed, "history": [list(entry) for entry in self._history]}
+        state = {"samples": self._consumed, "history": [list(entry) for entry in self._history]}
+        if self._blanked:
+            state["blanked"] = [[samples, dict(parts)] for samples, parts in self._blanked]
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any], continuation: bool = False) -> None:
         """Continues where a state was taken, with any batch size and number of ranks.
@@ -153,8 +174,10 @@ class Stream:
         """
         samples = int(state["samples"])
         history = [(int(index), str(mark)) for index, mark in state["history"]]
+        blanked = [(int(index), dict(parts)) for index, parts in state.get("blanked", ())]
         if continuation:
             history.append((samples, self.plan.fingerprint))
+            blanked = [entry for entry in blanked if entry[0] < samples]  # the others read nothing
         elif history[-1][1] != self.plan.fingerprint:
             raise ValueError(
                 f"stream: the state is of mixture {history[-1][1][:12]}, {self.plan.path} is "
@@ -166,4 +189,28 @@ class Stream:
                 f"stream: the state is at sample {samples - history[-1][0]:,} of "
                 f"{self.plan.num_samples:,}"
             )
-        self._consumed, self._history = samples, history
+        began = history[-1][0]
+        if any(index >= began and not self.plan.knows_blanked(parts) for index, parts in blanked):
+            raise ValueError(
+                f"stream: the state was read without documents that were masked in parts "
+                f"{', '.join(sorted(blanked[-1][1]))}, which the token datasets do not say any "
+                f"more. Mask them again, or open the token datasets that have the masks."
+            )
+        self._consumed, self._history, self._blanked = samples, history, blanked
+        self._note_blanked()
+
+    def _note_blanked(self) -> None:
+        """Notes from which sample on the documents are blanked that are masked now."""
+        parts = self.plan.blanked
+        if parts != (self._blanked[-1][1] if self._blanked else {}):
+            self._blanked.append((self._consumed, parts))
+
+    def _warn(self) -> None:
+        logger.warning(
+            "%s: documents of %s were masked after it was mixed; their places are blank since "
+            "sample %d. Mix again to fill them.",
+            self.plan.path,
+            ", ".join(self.plan.blanked),
+            self._blanked[-1][0],
+        )
+        self._warned = True

@@ -34,6 +34,7 @@ from mixtures.artifact import (
 from mixtures.chat_template import CHAT_TEMPLATE
 from mixtures.conversations import COLUMN, check_type
 from mixtures.layout import MANIFEST, MASK_FILE, SIDECAR_FILE, TOKENS_FILE
+from mixtures.masked import read_masked
 from mixtures.token_shard import ShardTask, record_name, run_task, start_worker
 from mixtures.vocabulary import load_vocabulary
 from pipelines.atomic import sweep
@@ -233,7 +234,12 @@ class TokenDataset:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path / MANIFEST, "token dataset")
-        self.fingerprint: str = self.manifest["fingerprint"]
+        self.masked_documents = read_masked(self.path)
+        """Those that were taken down since (`mixtures.masked`)."""
+        self.fingerprint: str = [
+            self.manifest["fingerprint"],
+            *self.masked_documents.fingerprints,
+        ][-1]
         self.dtype = np.dtype(self.manifest["dtype"])
         self.num_shards = len(self.manifest["shards"])
         self.masked: bool = self.manifest.get("masked", False)

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipelines.blast_radius import examples
 from pipelines.engines.job import Job
+from pipelines.layout import ERROR_RULE, TAKEN_DOWN
 from pipelines.statistics import skipped
 
 
@@ -40,7 +41,10 @@ def check_counts(job: Job, records: list[dict[str, Any]], counts: dict[str, Any]
             f"{name}: all {documents} documents were dropped: {listed}. Check the recipe.\n"
             + "\n".join(examples(job, max(outcomes, key=lambda rule: outcomes[rule])))
         )
+    reached = {rule for source in counts.values() for rule in source["outcome"]}
     for signal in job.layout.signals.names:
+        if job.takedown and all(_ends_early(rule) for rule in reached):
+            break  # a snapshot of nothing but what was taken down
         if not any(source["valid"].get(signal) for source in counts.values()):
             raise RuntimeError(
                 f"{name}: column {signal!r} is null in every document, so the step that adds it "
@@ -73,6 +77,11 @@ def skipped_comparisons(counts: dict[str, Any]) -> list[str]:
                 f"larger max_anchors compares more"
             )
     return warnings
+
+
+def _ends_early(rule: str) -> bool:
+    """Says whether a document that it drops has no signals."""
+    return rule == TAKEN_DOWN or rule.startswith(ERROR_RULE)
 
 
 def _rows(records: list[dict[str, Any]], kind: str) -> int:

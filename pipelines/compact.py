@@ -24,7 +24,7 @@ from pipelines.dataset import MANIFEST, WORK, Dataset, file_entry, write_json
 from pipelines.document import id_words
 from pipelines.engines.stages import parquet_writer
 from pipelines.inputs import INPUTS, SCHEMA, inputs_of
-from pipelines.layout import ERROR_RULE
+from pipelines.layout import ERROR_RULE, TAKEN_DOWN
 from pipelines.output_folder import locked
 from pipelines.progress import progress
 from pipelines.statistics import KEPT, Statistics, skipped
@@ -219,7 +219,10 @@ def _rules(
     """Yields the rules of all snapshots, those of readers by name, with their counts."""
     rules = {rule["name"]: rule for dataset in chain for rule in dataset.manifest["rules"]}
     errors = sorted(name for name in rules if name.startswith(ERROR_RULE))
-    for name in [*errors, *(name for name in rules if name not in errors)]:
+    down = [name for name in rules if name == TAKEN_DOWN]  # a later snapshot may bring it in
+    others = [name for name in rules if name not in (*errors, *down)]
+    # an unreadable record may have been taken down since
+    for name in [*(name for name in errors if name in outcomes), *down, *others]:
         dropped = outcomes.get(name, [0, 0])
         broken = sum(source["broken"].get(name, 0) for source in counts.values())
         numbers: dict[str, Any] = {"dropped": dropped[0], "dropped_bytes": dropped[1]}

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from pipelines.readers.reader import SourceFile
 from pipelines.recipe import Recipe, Source, fingerprint
 from pipelines.statistics import merged
 from pipelines.step import Step
+from pipelines.takedown_list import Takedown, read_takedown
 
 KEEP_DROPPED = ("all", "sample", "origin")
 ENGINES = ("local", "spark")
@@ -59,6 +60,8 @@ class Settings:
     """Where Spark runs, as spark-submit takes it; for the Spark engine."""
     against: str = ""
     """Folder of an index of earlier snapshots; empty for a run by itself."""
+    takedown: tuple[str, ...] = ()
+    """Lists of documents that are to be dropped before all else; an index has its own."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -69,6 +72,12 @@ class Settings:
             )
         if self.engine not in ENGINES:
             raise ValueError(f"engine is {self.engine!r}; wanted one of: {', '.join(ENGINES)}")
+        if self.takedown and self.against:
+            raise ValueError(
+                f"--takedown {self.takedown[0]} with --against {self.against}: an index remembers "
+                f"what was taken down, and takes documents out of its snapshots by `gristmill "
+                f"takedown RECIPE LIST --against {self.against}`"
+            )
         if not 0 < self.sample <= 1:
             raise ValueError(f"sample is {self.sample}; wanted a share above 0 and up to 1")
 
@@ -105,20 +114,24 @@ def curate(
     layout = make_layout(recipe, plan)
     work = index.path if index else out / WORK / mark[:32]
     job = Job(recipe, plan, layout, out, work, settings.keep_dropped, settings.sample)
+    if listed := _listed(settings):
+        job = replace(job, plan=plan.under(listed.identity()), takedown=listed)
     with ExitStack() as locks:
         locks.enter_context(locked(out))
         if index:
             locks.enter_context(locked(index.path))
             job = index.extended(job)
-        _sweep(job)
+        sweep_job(job)
         if settings.verify:
             forget_changed_units(job)
-        records, amended = _run(job, settings)
+        records, amended = run_job(job, settings)
         counts = merged(record["statistics"] for record in records)
         check_counts(job, records, counts)
         removal = check_removal(job)
         manifest = make_manifest(job, sources, identity, mark, records, counts, amended)
         manifest["removal"] = removal
+        if job.takedown:
+            manifest["takedown"] = job.takedown.identity()
         if index:
             manifest["against"] = index.account(job, manifest)
         for warning in manifest["warnings"]:
@@ -154,10 +167,17 @@ def _index(recipe: Recipe, mark: str, against: str) -> Index | None:
     return Index(Path(against), recipe.name, mark)
 
 
-def _run(job: Job, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _listed(settings: Settings) -> Takedown:
+    listed = Takedown()
+    for path in settings.takedown:
+        listed |= read_takedown(path)
+    return listed
+
+
+def run_job(job: Job, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns the records of the job's own units, and of what is said of earlier ones."""
     sizes = [unit.size for unit in job.plan.units]
-    with _engine(job, settings) as engine:
+    with start_engine(job, settings) as engine:
         engine.warm_up(warm_up)
         for phase, (steps, step) in enumerate(job.recipe.phases()):
             if step is None:
@@ -168,8 +188,10 @@ def _run(job: Job, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[
             engine.decide(phase, sum(record["keys"] for record in mapped))
         last, _ = job.recipe.phases()[-1]
         own, earlier = job.own_units(), range(job.first)
-        with progress(f"write ({_names(last)})", sum(sizes[job.first :]), "B") as bar:
-            records = engine.each(write_unit, [(u,) for u in own], sizes[job.first :], bar)
+        records: list[dict[str, Any]] = []
+        if own:
+            with progress(f"write ({_names(last)})", sum(sizes[job.first :]), "B") as bar:
+                records = engine.each(write_unit, [(u,) for u in own], sizes[job.first :], bar)
         if not earlier:
             return records, []
         with progress("compare earlier snapshots", sum(sizes[: job.first]), "B") as bar:
@@ -177,7 +199,8 @@ def _run(job: Job, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[
     return records, amended
 
 
-def _engine(job: Job, settings: Settings) -> Engine:
+def start_engine(job: Job, settings: Settings) -> Engine:
+    """Returns the engine of the settings, for a job."""
     if settings.engine == "local":
         return LocalEngine(job, settings.workers, settings.memory)
     from pipelines.engines.spark import SparkEngine  # needs pyspark and Java
@@ -197,6 +220,13 @@ def _reuse(
     if ("against" in held.manifest) != (index is not None):
         was = "with" if "against" in held.manifest else "without"
         raise ValueError(f"{out} is finished, {was} --against. Give another --out.")
+    listed = index.takedown if index else _listed(settings)
+    taken_in = index is not None and index.has(held.identity)
+    if held.manifest.get("takedown", "") != listed.identity() and not taken_in:
+        raise ValueError(
+            f"{out} is finished, with other takedown lists. Give another --out, or remove the "
+            f"folder to make it again."
+        )
     mine = {(row["source"], row["path"]) for row in inputs_of(out)}
 
     def earlier(file: SourceFile) -> bool:
@@ -210,7 +240,7 @@ def _reuse(
             f"{out} is finished, but its inputs have changed since: {changed}. "
             f"Give another --out, or remove the folder to make it again."
         )
-    if index and not index.has(held.identity):  # killed between the two commits
+    if index and not taken_in:  # killed between the two commits
         layout = make_layout(recipe, plan)
         job = Job(recipe, plan, layout, out, index.path, settings.keep_dropped, settings.sample)
         with locked(index.path):
@@ -219,7 +249,7 @@ def _reuse(
     return held.manifest
 
 
-def _sweep(job: Job) -> None:
+def sweep_job(job: Job) -> None:
     """Removes what killed runs left half-written and what belongs to inputs that have changed."""
     sweep(job.out)
     job.plan_folder().mkdir(parents=True, exist_ok=True)
@@ -228,7 +258,7 @@ def _sweep(job: Job) -> None:
     for path in job.work.iterdir():
         if path.name not in current:
             shutil.rmtree(path)
-    identities = {unit.identity() for unit in job.plan.units}
+    identities = {unit.identity() for of in (job, job.before()) for unit in of.plan.units}
     for path in (job.work / "units").glob("*"):
         if path.name not in identities:
             shutil.rmtree(path)

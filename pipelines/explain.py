@@ -31,10 +31,11 @@ def why(dataset: Dataset, document_id: str) -> dict[str, Any]:
     Raises:
         ValueError: no document has the id, or several start with it.
     """
-    ledger = dataset.find("ledger", _whole_id(dataset, document_id))
+    whole = _whole_id(dataset, document_id)
+    ledger = dataset.find("ledger", whole) or dataset.find("amendments", whole)
     if ledger is None:
         raise ValueError(f"{dataset.path}: no document has id {document_id}")
-    document = dataset.find("dropped" if ledger["dropped_by"] else "data", ledger["id"])
+    document = _document(dataset, ledger["id"])
     rules = []
     for rule in dataset.manifest["rules"]:
         asked = ledger.get(FAILS + rule["name"])
@@ -75,7 +76,7 @@ def compared(dataset: Dataset, ledger: dict[str, Any]) -> Comparison | None:
     step = shingle_step(dataset.manifest, ledger["dropped_by"])
     if step is None:
         return None
-    document = dataset.find("dropped", ledger["id"])
+    document = _document(dataset, ledger["id"])
     kept_copy = _document(dataset, ledger["matched_id"])
     texts = [row[step["column"]] if row else None for row in (document, kept_copy)]
     return compare_texts(step, *texts)
@@ -113,8 +114,13 @@ def examples(dataset: Dataset, rule: str, number: int) -> list[dict[str, Any]]:
 
 
 def _document(dataset: Dataset, document_id: str) -> dict[str, Any] | None:
-    """Returns a document; the kept copy of a duplicate may have been dropped by a later rule."""
-    return dataset.find("data", document_id) or dataset.find("dropped", document_id)
+    """Returns a document of the dataset, or of an earlier one if this one changes it.
+
+    The kept copy of a duplicate may have been dropped by a later rule.
+    """
+    kinds = ("data", "dropped", "retractions", "revivals", "redropped")
+    found = (dataset.find(kind, document_id) for kind in kinds)
+    return next((document for document in found if document), None)
 
 
 def _dropped_ids(dataset: Dataset, rule: str) -> Iterator[str]:
@@ -127,7 +133,7 @@ def _whole_id(dataset: Dataset, start: str) -> str:
     if len(start) == 32:
         return start
     found: list[str] = []
-    for path in dataset.files("ledger"):
+    for path in (*dataset.files("ledger"), *dataset.files("amendments")):
         ids = pq.read_table(path, columns=["id"]).column("id")
         found += ids.filter(pc.starts_with(ids, start)).to_pylist()
     if len(found) != 1:

@@ -5,13 +5,19 @@ ledger), under names that are hashes of what the content depends on, and the ver
 run. A run against it maps its own units, decides global steps with the keys of all, and says of the
 earlier documents what has changed. What an earlier unit becomes is worked out again only if a
 verdict on one of its documents did change.
+
+It remembers what has been taken down, so later snapshots stay clean of it, and holds no text of
+that: a unit that loses documents is written again without them and the old one is removed.
 """
 
+import base64
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from pipelines.atomic import written
 from pipelines.engines.amend import KINDS
@@ -19,9 +25,31 @@ from pipelines.engines.job import Job
 from pipelines.layout import Layout
 from pipelines.plan import Plan, Unit
 from pipelines.readers.reader import SourceFile, Span
+from pipelines.takedown_list import Takedown
 
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """Returns what an index says of itself.
+
+    Raises:
+        ValueError: there is none, or one of another version.
+    """
+    file = path / INDEX
+    if not file.is_file():
+        raise ValueError(
+            f"{path} is no index of snapshots. Give the folder that `gristmill curate` had as "
+            f"--against."
+        )
+    found = json.loads(file.read_text("utf-8"))
+    if found["format"] != FORMAT:
+        raise ValueError(
+            f"{path} is an index of format {found['format']}; this gristmill reads {FORMAT}. "
+            f"Curate its snapshots again, against a new folder."
+        )
+    return found
 
 
 class Index:
@@ -32,6 +60,7 @@ class Index:
         units: of all snapshots, in the order in which they came.
         snapshots: of each: `dataset` (identity), `units`, `documents_in`, `kept`, and the sums over
             all snapshots up to it: `total_documents_in`, `total_kept`.
+        takedown: what has been taken down.
 
     Raises:
         ValueError: the folder holds something else or an index of another recipe.
@@ -41,7 +70,9 @@ class Index:
         self.path, self._recipe, self._mark = path, recipe, mark
         self.units: tuple[Unit, ...] = ()
         self.snapshots: list[dict[str, Any]] = []
+        self.takedown = Takedown()
         self._columns: list[str] | None = None
+        self._layout: dict[str, str] = {}
         self._files: dict[tuple[str, str], SourceFile] = {}
         file = path / INDEX
         if not file.is_file():
@@ -50,7 +81,7 @@ class Index:
                     f"{path} exists and is no index. Give an empty or a new folder as --against."
                 )
             return
-        found = json.loads(file.read_text("utf-8"))
+        found = read_index(path)
         if found["fingerprint"] != mark:
             raise ValueError(
                 f"{path} is an index of recipe {found['recipe']} with fingerprint "
@@ -61,6 +92,8 @@ class Index:
         self._files = {(s.file.source, s.file.path): s.file for u in self.units for s in u.spans}
         self.snapshots = found["snapshots"]
         self._columns = found["columns"]
+        self._layout = found["layout"]
+        self.takedown = Takedown(*(tuple(found["takedown"][f.name]) for f in fields(Takedown)))
 
     def identity(self) -> str:
         """Returns a hash of the units that the index holds."""
@@ -108,8 +141,35 @@ class Index:
                 f"{self.path}: the snapshots in the index have other columns: {', '.join(differ)}. "
                 f"Name the columns to carry in the reader."
             )
-        plan = Plan((*self.units, *job.plan.units), job.plan.unclaimed)
-        return replace(job, plan=plan, first=len(self.units))
+        new = job.plan.under(self.takedown.identity())
+        plan = Plan((*self.units, *new.units), job.plan.unclaimed)
+        return replace(job, plan=plan, first=len(self.units), takedown=self.takedown)
+
+    def layout(self, rules: tuple[str, ...]) -> Layout:
+        """Returns the layout of the snapshots, without a look at their sources.
+
+        Args:
+            rules: of the recipe.
+        """
+        names = [field.name for field in fields(Layout) if field.name != "rules"]
+        buffers = {name: pa.py_buffer(base64.b64decode(self._layout[name])) for name in names}
+        schemas = {name: pa.ipc.read_schema(buffer) for name, buffer in buffers.items()}
+        return Layout(**schemas, rules=rules)
+
+    def thinned(self, job: Job, takedown: Takedown, losing: set[int]) -> Job:
+        """Returns a job that takes documents out of the snapshots.
+
+        Args:
+            job: of the snapshots as they are.
+            takedown: all that has to go.
+            losing: the units that lose a document.
+        """
+        units = (
+            replace(unit, without=takedown.identity()) if number in losing else unit
+            for number, unit in enumerate(self.units)
+        )
+        plan = Plan(tuple(units), ())
+        return replace(job, plan=plan, first=len(plan.units), takedown=takedown, earlier=self.units)
 
     def account(self, job: Job, manifest: dict[str, Any]) -> dict[str, Any]:
         """Returns what the manifest of a run says of the earlier snapshots.
@@ -150,16 +210,28 @@ class Index:
             "format": FORMAT,
             "recipe": self._recipe,
             "fingerprint": self._mark,
+            "keep_dropped": job.keep_dropped,
+            "sample": job.sample,
             "columns": _columns(job.layout),
+            "layout": {
+                field.name: base64.b64encode(getattr(job.layout, field.name).serialize()).decode()
+                for field in fields(Layout)
+                if field.name != "rules"
+            },
+            "takedown": asdict(job.takedown),
             "units": [asdict(unit) for unit in job.plan.units],
             "snapshots": [*self.snapshots, snapshot],
         }
         with written(self.path / INDEX) as temporary:  # file names may hold lone surrogates
             temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "ascii")
-        self._sweep(job)
+        self.sweep(job)
 
-    def _sweep(self, job: Job) -> None:
-        """Removes what only earlier states needed."""
+    def sweep(self, job: Job) -> None:
+        """Removes what only earlier states needed, and with it the texts that were taken down.
+
+        Args:
+            job: of all units that the index holds.
+        """
         for path in self.path.glob("plan-*"):
             if path != job.plan_folder():
                 shutil.rmtree(path)
@@ -175,6 +247,10 @@ class Index:
         for path in (self.path / "phases").glob("*"):
             if path.name not in used:
                 shutil.rmtree(path)
+        units = {unit.identity() for unit in job.plan.units}
+        for path in (self.path / "units").glob("*"):
+            if path.name not in units:
+                shutil.rmtree(path)
 
 
 def _columns(layout: Layout) -> list[str]:
@@ -183,4 +259,4 @@ def _columns(layout: Layout) -> list[str]:
 
 def _unit(row: dict[str, Any]) -> Unit:
     spans = (Span(SourceFile(**s["file"]), s["start"], s["stop"]) for s in row["spans"])
-    return Unit(row["source"], row["reader"], tuple(spans))
+    return Unit(row["source"], row["reader"], tuple(spans), row["without"])

@@ -21,6 +21,7 @@ SKIPPED = "_skipped"
 COMPONENT_ID = "_component_id"
 COMPONENT_SIZE = "_component_size"
 NO_TEXT = "no_text"
+TAKEN_DOWN = "taken_down"
 ERROR_RULE = "error_"
 
 TRANSIENT = pa.schema([(CONTENT, pa.binary()), (CONTENT_TYPE, pa.string())])

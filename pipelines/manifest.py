@@ -11,7 +11,7 @@ from pipelines.dataset import file_entry
 from pipelines.engines.job import Job
 from pipelines.global_step import DropStep, PairStep
 from pipelines.inputs import write_inputs
-from pipelines.layout import ERROR_RULE, NO_TEXT
+from pipelines.layout import ERROR_RULE, NO_TEXT, TAKEN_DOWN
 from pipelines.recipe import Source
 from pipelines.statistics import KEPT, skipped
 from pipelines.step import Editor, Filter
@@ -51,8 +51,10 @@ def make_manifest(
     files = [entry for record in (*records, *amended) for entry in record["files"]]
     num_spans = sum(len(unit.spans) for unit in job.plan.units[job.first :])
     files.append(file_entry(job.out, inputs, num_spans))
-    warnings = [f"rule {rule} dropped nothing" for rule in silent_rules(job, counts)]
-    warnings += skipped_comparisons(counts)
+    warnings = []
+    if counts:  # a takedown reads nothing
+        warnings += [f"rule {rule} dropped nothing" for rule in silent_rules(job, counts)]
+        warnings += skipped_comparisons(counts)
     return {
         "gristmill": version("gristmill"),
         "recipe": {"fingerprint": mark} | identity,
@@ -101,6 +103,8 @@ def _rules(job: Job, totals: dict[str, list[int]], counts: dict[str, Any]) -> li
     for name in sorted(totals):
         if name.startswith(ERROR_RULE):
             add(name, "reader")
+    if job.takedown:
+        add(TAKEN_DOWN, "takedown")
     add(NO_TEXT, "reader")
     for step in job.recipe.steps:
         if isinstance(step, Filter):

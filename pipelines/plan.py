@@ -9,7 +9,7 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fsspec
@@ -30,6 +30,8 @@ class Unit:
     source: str
     reader: int  # index into the recipe's readers
     spans: tuple[Span, ...]
+    without: str = ""
+    """Identity of the takedown lists that it was read or rewritten under, if there are any."""
 
     @property
     def size(self) -> int:
@@ -37,12 +39,16 @@ class Unit:
         return sum(span.stop - span.start for span in self.spans)
 
     def identity(self) -> str:
-        """Returns a hash of the unit's input as the planner saw it: paths, ranges, sizes, marks."""
+        """Returns a hash of the unit's input as the planner saw it, and of what was taken out.
+
+        Of the input that is paths, ranges, sizes and modification marks.
+        """
         digest = hashlib.blake2b(f"{self.source}\0{self.reader}\0".encode(), digest_size=16)
         for span in self.spans:
             file = span.file
             mark = f"{file.path}\0{span.start}\0{span.stop}\0{file.size}\0{file.modified}\0"
             digest.update(mark.encode("utf-8", "surrogateescape"))
+        digest.update(self.without.encode())
         return digest.hexdigest()
 
 
@@ -52,6 +58,10 @@ class Plan:
 
     units: tuple[Unit, ...]
     unclaimed: tuple[tuple[str, str], ...]  # (source, path)
+
+    def under(self, takedown: str) -> "Plan":
+        """Returns the plan of units that are read under takedown lists of this identity."""
+        return Plan(tuple(replace(unit, without=takedown) for unit in self.units), self.unclaimed)
 
     @property
     def size(self) -> int:

@@ -80,6 +80,6 @@ def _sum(one: Any, other: Any) -> Any:
 
 def skipped(counts: dict[str, Any], rule: str) -> dict[str, int]:
     """Returns the documents that a rule did not compare with all it might have, and how often."""
-    pairs = [source["skipped"].get(rule, [0, 0]) for source in counts.values()]
+    pairs = [source["skipped"].get(rule, [0, 0]) for source in counts.values()] or [[0, 0]]
     documents, comparisons = map(sum, zip(*pairs, strict=True))
     return {"documents": documents, "comparisons": comparisons}

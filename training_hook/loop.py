@@ -73,7 +73,10 @@ def train_step(
         ValueError: the batch has no target tokens.
     """
     if batch.num_targets == 0:
-        raise ValueError(f"pretrain: samples {batch.sample_indices.tolist()} have no target tokens")
+        raise ValueError(
+            f"pretrain: samples {batch.sample_indices.tolist()} have no target tokens. If all of "
+            f"their documents were masked after they were mixed, mix again and go on with that"
+        )
     device = next(model.parameters()).device
     sequence_length = batch.tokens.shape[1] - 1
     loss = torch.zeros((), device=device)

@@ -1,4 +1,4 @@
-"""Verbs about datasets: curate, compact, why, show, report, publish."""
+"""Verbs about datasets: curate, takedown, compact, why, show, report, publish."""
 
 from typing import Annotated
 
@@ -52,6 +52,13 @@ def curate(
             "what has changed of them, and is added. A new folder starts an index."
         ),
     ] = "",
+    takedown: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="List of documents to drop before all else: a file with an id or URL a line, or "
+            "the folder of a takedown. May be given several times; an index has its own."
+        ),
+    ] = None,
     as_json: Json = False,
     prefect: AsFlow = False,
 ) -> None:
@@ -69,6 +76,7 @@ def curate(
             engine=engine,
             master=master,
             against=against,
+            takedown=tuple(takedown or ()),
             arguments=dict(pair("--argument", text) for text in argument or []),
         )
         if as_json:
@@ -77,6 +85,55 @@ def curate(
             from flows.console import print_manifest
 
             print_manifest(result, out)
+
+
+@app.command(
+    epilog="Example: gristmill takedown mine.py:mine requests.txt --against index --out web-2026-b"
+)
+def takedown(
+    recipe: Annotated[str, typer.Argument(help="That of the index: module:function.")],
+    names: Annotated[
+        str,
+        typer.Argument(
+            metavar="LIST", help="File with a document id or a URL on each line, or a takedown."
+        ),
+    ],
+    against: Annotated[str, typer.Option(help="Folder of the index.")],
+    out: Out,
+    copies: Annotated[
+        bool,
+        typer.Option(
+            "--with-copies/--without-copies",
+            help="Take down equal documents and near-duplicates too, and keep later snapshots "
+            "clean of equal ones; or let the copies stay or come back.",
+        ),
+    ] = True,
+    workers: Workers = 0,
+    memory: Annotated[str, typer.Option(help="For the whole run, for example 8GiB.")] = "8GiB",
+    argument: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, an argument of the recipe's function.")
+    ] = None,
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Take documents out of the snapshots of an index: what changes, and no text of theirs."""
+    with errors():
+        result = stage("takedown", prefect)(
+            recipe=recipe,
+            names=names,
+            against=against,
+            out=out,
+            copies=copies,
+            workers=workers,
+            memory=memory,
+            arguments=dict(pair("--argument", text) for text in argument or []),
+        )
+        if as_json:
+            print_json(result)
+        else:
+            from flows.console import print_takedown
+
+            print_takedown(result, out)
 
 
 @app.command(epilog="Example: gristmill compact web-2025 web-2026 --out web")

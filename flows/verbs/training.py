@@ -1,4 +1,4 @@
-"""Verbs about models: tokenizer, tokenize, mix, pretrain, sft, export, evaluate."""
+"""Verbs about models: tokenizer, tokenize, mask, mix, pretrain, sft, export, evaluate."""
 
 from typing import Annotated
 
@@ -69,6 +69,24 @@ def tokenize(
             messages=messages,
         )
         show_result(result, as_json, f"token dataset: {out}")
+
+
+@app.command(epilog="Example: gristmill mask tokens web-2026-b")
+def mask(
+    tokens: Annotated[str, typer.Argument(help="Folder of a token dataset.")],
+    names: Annotated[
+        str,
+        typer.Argument(
+            metavar="LIST", help="File with a document id on each line, or folder of a takedown."
+        ),
+    ],
+    as_json: Json = False,
+    prefect: AsFlow = False,
+) -> None:
+    """Mask documents of a token dataset: mix leaves them out, streams of older mixtures blank."""
+    with errors():
+        result = stage("mask", prefect)(tokens=tokens, names=names)
+        show_result(result, as_json, f"masked in {tokens}: {result['documents']} documents")
 
 
 @app.command(epilog="Example: gristmill mix my.py:mixture --part web=tokens --out mixture")

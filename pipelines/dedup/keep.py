@@ -58,8 +58,8 @@ class Oldest:
         """Returns (n,) uint64 from the first 10 characters less the dashes; nulls last."""
         dates = batch.column(self.column)
         days = pc.replace_substring(pc.utf8_slice_codeunits(dates, 0, 10), "-", "")
-        text = np.asarray(pc.fill_null(days, "").to_pylist(), dtype="S8")
-        padded = np.char.ljust(text, 8, b"0").astype("S8")
+        padded = pc.utf8_rpad(pc.fill_null(days, ""), 8, "0")
+        padded = np.asarray(padded.to_pylist(), dtype="S8")
         return _ranked(padded.view(">u8").astype(np.uint64), dates)
 
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 from pipelines.engines.phase_files import unit_verdicts
 from pipelines.global_step import GlobalStep
 from pipelines.layout import Layout
-from pipelines.plan import Plan
+from pipelines.plan import Plan, Unit
 from pipelines.recipe import Recipe
+from pipelines.takedown_list import NOTHING, Takedown
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Job:
     """Share of the documents that the run sees."""
     first: int = 0
     """The first unit that the run writes; earlier ones are of snapshots in the index."""
+    takedown: Takedown = NOTHING
+    """What has to go."""
+    earlier: tuple[Unit, ...] | None = None
+    """The earlier units as they were, if the run takes documents out of them."""
 
     def own_units(self) -> range:
         """Returns the units that the run writes."""
@@ -37,7 +42,12 @@ class Job:
 
     def before(self) -> "Job":
         """Returns the job of the snapshots in the index: the earlier units and their verdicts."""
-        return replace(self, plan=replace(self.plan, units=self.plan.units[: self.first]))
+        units = self.plan.units[: self.first] if self.earlier is None else self.earlier
+        return replace(self, plan=replace(self.plan, units=units), earlier=None)
+
+    def is_rewritten(self, unit: int) -> bool:
+        """Says whether the run takes documents out of an earlier unit."""
+        return self.earlier is not None and self.earlier[unit] != self.plan.units[unit]
 
     def phase_folder(self, phase: int, unit: int) -> Path:
         """Where a mapped unit is: its name says all that its content depends on.

@@ -18,6 +18,11 @@ def phase_batches(folder: Path) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch
     )
 
 
+def ledger_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    """Yields the ledger of a mapped unit; what is not touched of it is not read."""
+    yield from _batches(folder / "ledger.arrow", mapped=True)
+
+
 def kept_batches(folder: Path, mapped: bool = False) -> Iterator[pa.RecordBatch]:
     """Yields the documents that a mapped unit kept, `row` first.
 

@@ -9,7 +9,7 @@ repeat it, and what exists need not be made again. Everything goes in batches of
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,14 @@ from pipelines.engines.stretch import (
     one_batch,
     read_stretches,
 )
+from pipelines.engines.taken_down import without
 from pipelines.evaluate import run_step, scatter
 from pipelines.global_step import GroupStep, Keys, PairStep
+from pipelines.layout import TAKEN_DOWN
 from pipelines.readers.reader import Tally
 from pipelines.removal import RemovalWriter, removal_file
 from pipelines.statistics import Statistics
+from pipelines.step import Step
 
 PARTS = ("kept", "dropped", "ledger")
 UNIQUE = ("id", "text", "origin.content_hash")
@@ -135,7 +138,7 @@ def write_unit(job: Job, unit: int) -> dict[str, Any]:
         removal = stack.enter_context(RemovalWriter(removal_file(job, unit)))
         for stretch in finished_stretches(job, unit, tally):
             statistics.add(stretch.ledger)
-            removal.add(stretch.kept, stretch.dropped)
+            removal.add(stretch.kept, _by_rules(job, stretch.dropped))
             batches = {"data": stretch.kept, "ledger": stretch.ledger, "dropped": stretch.dropped}
             for kind, batch in batches.items():
                 rows[kind] += batch.num_rows
@@ -148,6 +151,13 @@ def write_unit(job: Job, unit: int) -> dict[str, Any]:
     record["statistics"] = statistics.counts
     write_json(target, record)
     return record
+
+
+def _by_rules(job: Job, dropped: pa.RecordBatch) -> pa.RecordBatch:
+    """Leaves out what was taken down: no limit on what rules may drop is about that."""
+    if not job.takedown:
+        return dropped
+    return dropped.filter(pc.not_equal(dropped.column("dropped_by"), TAKEN_DOWN))
 
 
 def finished_stretches(job: Job, unit: int, tally: Tally) -> Iterator[Stretch]:
@@ -171,12 +181,26 @@ def finished_stretches(job: Job, unit: int, tally: Tally) -> Iterator[Stretch]:
 def _stretches(job: Job, phase: int, unit: int, tally: Tally) -> Iterator[Stretch]:
     steps, _ = job.recipe.phases()[phase]
     if phase == 0:
-        yield from read_stretches(job, steps, unit, tally)
+        first = _stored_stretches if job.is_rewritten(unit) else read_stretches
+        for stretch in first(job, steps, unit, tally):
+            yield without(job, stretch) if job.takedown else stretch
         return
     step = job.global_step(phase - 1)
     verdicts = unit_verdicts(job.verdicts(phase - 1), unit)
     for kept in kept_batches(job.phase_folder(phase - 1, unit)):
         yield judged_stretch(job, steps, step, kept, verdicts)
+
+
+def _stored_stretches(
+    job: Job, steps: Sequence[Step], unit: int, tally: Tally
+) -> Iterator[Stretch]:
+    """Yields an earlier unit as `read_stretches` once gave it: its source may be gone."""
+    folder = job.before().phase_folder(0, unit)
+    record = json.loads((folder / "record.json").read_text("utf-8"))
+    tally.records.update(record["records"])
+    tally.digests.update(record["digests"])
+    for kept, parts in zip(kept_batches(folder), phase_batches(folder), strict=True):
+        yield Stretch(kept, *parts)
 
 
 def _join_ledgers(job: Job, ledgers: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -4,7 +4,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLOWS = ("curate", "tokenize", "mix", "pretrain", "synth", "sft", "publish", "flywheel")
+FLOWS = (
+    "curate",
+    "takedown",
+    "tokenize",
+    "mask",
+    "mix",
+    "pretrain",
+    "synth",
+    "sft",
+    "publish",
+    "flywheel",
+)
 PACKAGES = ("pipelines", "filters", "synth", "mixtures", "training_hook", "flows")
 
 

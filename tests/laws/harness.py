@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +54,19 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=300, **options
     )
+
+
+def kill_at_stages(arguments: Sequence[str], stages: Sequence[str]) -> None:
+    """Starts a command as often as there are stages and kills it when that stage begins."""
+    for stage in stages:
+        process = subprocess.Popen(
+            arguments, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+        )
+        assert process.stderr is not None
+        started = (f"{stage}: started" in line.decode() for line in process.stderr)
+        assert any(started), f"no stage {stage}"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -1,10 +1,8 @@
 """Snapshots against an index give what one run over everything gives."""
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +24,7 @@ from pipelines.dedup.keep import Highest, Longest, Oldest, Order
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe, Source
 from pipelines.step import Cut
-from tests.laws.harness import ROOT, digest
+from tests.laws.harness import ROOT, digest, kill_at_stages
 
 POLICIES: dict[str, tuple[Order, ...]] = {
     "by id": (),
@@ -223,19 +221,9 @@ def test_kill_at_every_stage_of_a_run_against_an_index_gives_the_same_bytes(tmp_
     assert Dataset(tmp_path / "whole").manifest["against"]["amendments"] > 0
     shutil.rmtree(tmp_path / "index")
     shutil.copytree(tmp_path / "pristine", tmp_path / "index")
-    for stage in STAGES:
-        process = subprocess.Popen(
-            [*command, "--out", str(tmp_path / "out")],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert process.stderr is not None
-        started = (f"{stage}: started" in line.decode() for line in process.stderr)
-        assert any(started), f"no stage {stage}"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    subprocess.run([*command, "--out", str(tmp_path / "out")], cwd=ROOT, check=True)
+    command += ["--out", str(tmp_path / "out")]
+    kill_at_stages(command, STAGES)
+    subprocess.run(command, cwd=ROOT, check=True)
     assert digest(tmp_path / "out") == wanted
     assert digest(tmp_path / "index") == index
     assert state([*chain, tmp_path / "out"]) == state([*chain, tmp_path / "whole"])

@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mixtures.lineage import lineage
+from mixtures.lineage import lineage, samples_of, seen
+from mixtures.masked import mask
 from mixtures.mixture import Mixture, Part, mix
 from mixtures.stream import Batch, Stream
 from mixtures.token_dataset import tokenize
@@ -256,6 +258,29 @@ def test_pretrain_from_an_earlier_checkpoint_makes_the_later_rows_again(corpus, 
     (out / "manifest.json").unlink()
     assert pretrain(tiny_run(), corpus / "mixture", out)["status"] == "finished"
     assert_same_run(out, unbroken)
+
+
+def test_pretrain_goes_on_without_a_document_that_was_masked(corpus, unbroken, tmp_path):
+    for name in ("code-tokens", "prose-tokens", "mixture"):
+        shutil.copytree(corpus / name, tmp_path / name)
+    mixture, out = tmp_path / "mixture", tmp_path / "run"
+    pretrain(tiny_run(keep_last=5), mixture, out)
+    found = checkpoints(out / "checkpoints")
+    for step in (30, 40):
+        shutil.rmtree(found[step])
+    (out / "manifest.json").unlink()
+    (gone, *_) = lineage(mixture, 100)
+    mask(tmp_path / f"{gone.part}-tokens", [gone.document_id])
+    assert pretrain(tiny_run(keep_last=5), mixture, out)["status"] == "finished"
+    state = read_checkpoint(checkpoints(out / "checkpoints")[40])["stream"]
+    assert [samples for samples, _ in state["blanked"]] == [80]
+    planned = samples_of(mixture, gone.document_id, before=160)
+    assert seen(mixture, gone.document_id, state) == [index for index in planned if index < 80]
+    ours, theirs = (read_metrics(of).to_pylist() for of in (out, unbroken))
+    touched = {index // 4 + 1 for index in planned if index >= 80}
+    for row, other in zip(ours, theirs, strict=True):
+        assert (row["target_tokens"] < other["target_tokens"]) == (row["step"] in touched)
+        assert row["step"] > 20 or row["loss"] == other["loss"]
 
 
 def test_pretrain_into_another_runs_folder_is_refused(corpus, unbroken, tmp_path):
