@@ -2,10 +2,11 @@
 
 A global step never sees the corpus. Each work unit gives a table of keys (hashes, the order of the
 keep policy, the document's id and its place) and the engine joins the verdicts back by place. There
-are two kinds. A `GroupStep` decides on documents of equal key: the engine brings these together. A
-`PairStep` compares documents that share one of many keys, by the sets of hashes that stand for
+are three kinds. A `GroupStep` decides on documents of equal key: the engine brings these together.
+A `PairStep` compares documents that share one of many keys, by the sets of hashes that stand for
 them: the engine proposes, the sets decide. What moves is 60 bytes a document, or 20 hashes, and any
-engine that can group and join will do.
+engine that can group and join will do. A `VectorStep` compares documents whose vectors are nearest
+to the same centroid, by these vectors, which have to move as well.
 """
 
 from dataclasses import dataclass, field
@@ -37,11 +38,13 @@ class Keys:
 
     Attributes:
         group: (n, k) uint64: the words of the one hash of a GroupStep, or the k hashes of a
-            PairStep, of which documents share one or more that the step has to see together.
+            PairStep, of which documents share one or more that the step has to see together; a
+            VectorStep has none, k = 0.
         rank: (n, r) uint64, the keep policy: smaller is kept first, compared column by column.
         id: (n, 2) uint64, the document id; it breaks ties.
         row: (n,) int64, the document's place in its work unit.
-        size: (n,) int32, how many values the set of a PairStep's document has at most; else empty.
+        size: (n,) int32, how many values the set of a PairStep's document has at most, or the
+            vector of a VectorStep's, 0 for one that is compared with nothing; else empty.
     """
 
     group: np.ndarray
@@ -118,7 +121,47 @@ class PairStep(Step):
         raise NotImplementedError(f"{self.name} does not define comparison")
 
 
-DropStep = GroupStep | PairStep
+class Clustering(NamedTuple):
+    """How a VectorStep parts documents into those that are compared with each other."""
+
+    num_clusters: int
+    num_rounds: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class VectorStep(Step):
+    """A step that drops a document if its vector is similar enough to that of a kept one.
+
+    Documents are walked in the order of the keep policy, cluster by cluster, and compared with all
+    of the cluster that are already kept. Only documents that broke no rule take part.
+    """
+
+    rule: ClassVar[str] = ""
+    """The name under which it drops documents."""
+    max_share: ClassVar[float] = 0.95
+    """Above this share of the documents of a source that reach it (1,000 or more) the run stops."""
+    engines: ClassVar[tuple[str, ...]] = ("local",)
+    """Where it runs."""
+
+    def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns group (n, 0) uint64, rank (n, r) uint64 and size (n,) int32 of documents."""
+        raise NotImplementedError(f"{self.name} does not define keys")
+
+    def vectors(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Returns the vectors, float32 (n, d) of length 1; all zeros where the size is 0."""
+        raise NotImplementedError(f"{self.name} does not define vectors")
+
+    def clustering(self, num_documents: int) -> Clustering:
+        """Returns how so many documents are parted."""
+        raise NotImplementedError(f"{self.name} does not define clustering")
+
+    def least(self) -> int:
+        """Returns the cosine, in millionths, from which on a document is dropped."""
+        raise NotImplementedError(f"{self.name} does not define least")
+
+
+DropStep = GroupStep | PairStep | VectorStep
 """The kinds that drop documents: they have `rule`, `max_share` and `keys`."""
 GlobalStep = DropStep
 """All kinds; each says in `engines` where it runs."""

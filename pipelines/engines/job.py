@@ -67,11 +67,11 @@ class Job:
         return self.plan_folder() / f"verdicts-{phase}"
 
     def links(self, phase: int) -> Path:
-        """Where the candidates of the PairStep that ends a phase are."""
+        """Where what a phase's PairStep links is, or its VectorStep's centroids."""
         return self.plan_folder() / f"links-{phase}"
 
     def sets(self, phase: int, unit: int) -> Path:
-        """Where the sets of a unit's candidates are."""
+        """Where the sets of a unit's candidates are, or its vectors."""
         return self.plan_folder() / f"sets-{phase}" / f"{unit:05d}"
 
     def global_step(self, phase: int) -> GlobalStep:

@@ -35,7 +35,13 @@ from pipelines.engines.pair_stages import (
 from pipelines.engines.phase_files import mark_complete, verdicts_complete
 from pipelines.engines.population import populate
 from pipelines.engines.stages import group_bucket
-from pipelines.global_step import PairStep
+from pipelines.engines.vector_stages import (
+    assign_unit,
+    pack_clusters,
+    train_centroids,
+    walk_clusters,
+)
+from pipelines.global_step import PairStep, VectorStep
 from pipelines.progress import Bar, progress, say
 
 PARENT_BYTES = 250 << 20
@@ -71,9 +77,8 @@ class LocalEngine:
         context = multiprocessing.get_context("forkserver")
         parts = (*job.recipe.readers, *job.recipe.steps)
         modules = sorted({type(part).__module__ for part in parts})
-        context.set_forkserver_preload(
-            ["pipelines.engines.preload", "pipelines.engines.stages", *modules]
-        )
+        first = ("one_thread", "preload", "stages")
+        context.set_forkserver_preload([*(f"pipelines.engines.{n}" for n in first), *modules])
         self._job, self._stop = job, context.Event()
         self._pool = ProcessPoolExecutor(
             self.workers, context, initializer=_start, initargs=(job, self._stop)
@@ -139,8 +144,11 @@ class LocalEngine:
         """Decides the documents of the global step that ends a phase."""
         if verdicts_complete(self._job.verdicts(phase)):
             return
-        compares = isinstance(self._job.global_step(phase), PairStep)
-        (self._compare if compares else self._group)(phase, num_keys)
+        step = self._job.global_step(phase)
+        if isinstance(step, VectorStep):
+            self._cluster(phase)
+        else:
+            (self._compare if isinstance(step, PairStep) else self._group)(phase, num_keys)
         mark_complete(self._job.verdicts(phase))
 
     def _group(self, phase: int, num_keys: int) -> None:
@@ -172,6 +180,19 @@ class LocalEngine:
             with progress(f"carry over ({name})", job.first, "unit") as bar:
                 items = [(phase, unit) for unit in range(job.first)]
                 self.each(carry_unit, items, [1] * job.first, bar)
+
+    def _cluster(self, phase: int) -> None:
+        job, plan = self._job, self._job.plan
+        name = job.global_step(phase).name
+        with progress(f"train centroids ({name})", 1, "task") as bar:
+            self.each(train_centroids, [(phase, self.worker_memory)], [1], bar)
+        with progress(f"assign ({name})", plan.size, "B") as bar:
+            items = [(phase, unit) for unit in range(len(plan.units))]
+            self.each(assign_unit, items, [unit.size for unit in plan.units], bar)
+            (packages,) = self.each(pack_clusters, [(phase,)], [0], bar)
+        with progress(f"compare ({name})", packages, "package") as bar:
+            items = [(phase, package, self.worker_memory) for package in range(packages)]
+            self.each(walk_clusters, items, [1] * packages, bar)
 
 
 def _settled(folder: Path, enough: int) -> int:

@@ -1,7 +1,7 @@
 """The stages of a run, as functions of a job and one item, the same for every engine.
 
     map_unit      a work unit through the steps up to a global step: documents, ledger and keys
-    group_bucket  the keys of one bucket, from all units: verdicts (a PairStep: pair_stages.py)
+    group_bucket  the keys of one bucket, from all units: verdicts (else pair_, vector_stages.py)
     write_unit    a work unit with the last verdicts, through the last steps: the final files
 
 A stage's output appears under its final name only when it is whole, so an engine may kill and

@@ -43,7 +43,11 @@ PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
 }
 """By the step's name; each set of parameters is put through the laws."""
 
-INPUTS = (pa.field("edu_bin", pa.int8()), pa.field("wiki_bin", pa.int8()))
+INPUTS = (
+    pa.field("edu_bin", pa.int8()),
+    pa.field("wiki_bin", pa.int8()),
+    pa.field("embedding", pa.list_(pa.float32(), 2)),
+)
 """Columns that a step reads and no reader gives."""
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import filters
 import pipelines
+from pipelines.dedup.vector_walk import walk_vectors
 from pipelines.dedup.walk import Candidates, lined_up, verdicts, walk_line
 from pipelines.document import CONTENT, CONTENT_TYPE, RESERVED, document_ids
-from pipelines.global_step import VERDICTS, GlobalStep, GroupStep, Keys, PairStep
+from pipelines.global_step import VERDICTS, GlobalStep, GroupStep, Keys, PairStep, VectorStep
 from pipelines.step import Editor, Filter, Step
 from tests.laws.step_parameters import CLASSIFIER, INPUTS, PARAMETERS, write_files
 
@@ -31,7 +32,7 @@ def all_steps() -> list[Step]:
         queue.extend(step.__subclasses__())
         if step.__module__.split(".")[0] in ("pipelines", "filters"):
             found.append(step)
-    abstract = (Step, Filter, Editor, GroupStep, PairStep)
+    abstract = (Step, Filter, Editor, GroupStep, PairStep, VectorStep)
     concrete = sorted((s for s in found if s not in abstract), key=lambda s: s.__name__)
     return [s(**given) for s in concrete for given in PARAMETERS.get(s.__name__, ({},))]
 
@@ -92,6 +93,8 @@ def batches(draw, least=0, most=12):
     )
     for field in INPUTS:
         values = st.none() | st.integers(0, 19)
+        if pa.types.is_fixed_size_list(field.type):
+            values = st.none() | st.tuples(st.integers(-2, 2), st.none() | st.integers(-2, 2))
         columns[field.name] = pa.array(draw(st.lists(values, min_size=n, max_size=n)), field.type)
     return pa.RecordBatch.from_pydict(columns)
 
@@ -116,6 +119,7 @@ def test_steps_are_found():
         "DatatroveFormatter",
         "QualityClassifier",
         "QualityEnsemble",
+        "SemanticDedup",
     }
     assert wanted <= names
 
@@ -189,6 +193,8 @@ def test_global_step_does_not_depend_on_order_or_batches(step, batch, seed, cut)
     keys = Keys(group, rank, id_words(batch.column("id")), np.arange(n))
     shuffled = Keys(group[order], rank[order], keys.id[order], keys.row[order])
     decide = decided_by_pairs if isinstance(step, PairStep) else decided_by_groups
+    if isinstance(step, VectorStep):
+        decide = decided_by_vectors
     assert decide(step, keys, batch) == decide(step, shuffled, batch)
 
 
@@ -208,3 +214,15 @@ def decided_by_pairs(step: PairStep, keys: Keys, batch: pa.RecordBatch) -> list[
     sets = step.sets(batch.take(pa.array(line.row)))
     found = verdicts(line, walk_line(line, *sets, step.comparison()))
     return found.sort_by("row").to_pylist()
+
+
+def decided_by_vectors(step: VectorStep, keys: Keys, batch: pa.RecordBatch) -> list[tuple]:
+    vectors = step.vectors(batch)
+    assert (vectors.any(axis=1) == (step.keys(batch)[2] > 0)).all()
+    places = np.concatenate([keys.rank, keys.id], axis=1)[:, ::-1]
+    order = np.lexsort(places.T)
+    order = order[vectors[keys.row[order]].any(axis=1)]
+    rows = keys.row[order]
+    found = walk_vectors(vectors[rows], step.least())
+    heads = np.where(found.anchors < 0, -1, rows[found.anchors])
+    return sorted(zip(rows.tolist(), heads.tolist(), found.millionths.tolist(), strict=True))
