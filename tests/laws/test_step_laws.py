@@ -120,6 +120,7 @@ def test_steps_are_found():
         "QualityClassifier",
         "QualityEnsemble",
         "SemanticDedup",
+        "SentenceEmbedding",
     }
     assert wanted <= names
 
