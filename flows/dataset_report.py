@@ -21,7 +21,7 @@ from pipelines.dataset import Dataset, rows_with
 from pipelines.dedup.compare import rows
 from pipelines.dedup.peer_decisions import decision_columns, peer_decisions
 from pipelines.engines.stretch import SAMPLE_SHARE, sampled
-from pipelines.explain import compare_texts, shingle_step
+from pipelines.explain import compare_texts, shingle_step, similarity_step
 from pipelines.layout import COMPONENT_ID, ERROR_RULE, FAILS
 from pipelines.limits import DIMENSIONS
 from pipelines.statistics import Statistics
@@ -106,7 +106,7 @@ class _Ledger:
             if name.endswith("_cluster_size") and name not in self._manifest["signals"]:
                 rule = name.removesuffix("_cluster_size")
                 self.groups[rule] = _Groups()
-                if step := shingle_step(self._manifest, rule):
+                if step := similarity_step(self._manifest, rule):
                     self.near[rule] = _Near(step)
         self._fails = [name for name in self.schema.names if name.startswith(FAILS)]
         columns = ["id", "source", "text_bytes", "dropped_by", *self._fails]
@@ -196,7 +196,7 @@ class _Groups:
 
 
 class _Near:
-    """Similarities of what one step dropped as near-duplicates, and those just above its limit."""
+    """Similarities of what one step dropped as similar, and those just above its limit."""
 
     def __init__(self, step: dict[str, Any]) -> None:
         self.step = step
@@ -226,15 +226,17 @@ def _near(dataset: Dataset, rule: str, found: _Near | None) -> dict[str, Any]:
         row = ledger[document_id]
         match = row["matched_id"]
         marks = _marks(found.step, texts[document_id], texts[match])
-        pairs.append(marks | {"dropped": row, "kept_id": match})
+        both = {"text": texts[document_id], "kept_text": texts[match]}
+        pairs.append(marks | both | {"dropped": row, "kept_id": match})
     chart = {"name": f"similarity of {rule}s", "chart": found.chart} | found.chart.drawing()
     return {"near": {"chart": chart, "pairs": pairs, "step": found.step}}
 
 
 def _marks(step: dict[str, Any] | None, left: str | None, right: str | None) -> dict[str, Any]:
     """Returns where two texts differ, with marks; `places` is none where that cannot be shown."""
-    column = step and step["column"]
-    comparison = compare_texts(step, left, right) if step and column == "text" else None
+    comparison = None
+    if step and "shingles" in step and step["column"] == "text":
+        comparison = compare_texts(step, left, right)
     if comparison is None:
         return {"places": None}
     places, more = rows(comparison, PLACES)

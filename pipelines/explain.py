@@ -12,6 +12,9 @@ from pipelines.dedup.compare import Comparison, compare
 from pipelines.dedup.folds import word_folds
 from pipelines.layout import FAILS
 
+SIMILARITY_STEPS = ("FuzzyDedup", "SemanticDedup")
+"""Steps with a min_similarity; of the first one the shingles can be shown."""
+
 
 def why(dataset: Dataset, document_id: str) -> dict[str, Any]:
     """Explains one document.
@@ -93,11 +96,17 @@ def compare_texts(step: dict[str, Any], left: str | None, right: str | None) -> 
 
 def shingle_step(manifest: dict[str, Any], rule: str | None) -> dict[str, Any] | None:
     """Returns the parameters of the step that drops near-duplicates by a rule, else none."""
-    steps = {known["name"]: known["step"] for known in manifest["rules"]}
-    if rule is None or steps.get(rule) != "FuzzyDedup":
+    step = similarity_step(manifest, rule)
+    return step if step and "shingles" in step else None
+
+
+def similarity_step(manifest: dict[str, Any], rule: str | None) -> dict[str, Any] | None:
+    """Returns the parameters of the step that drops similar documents by a rule, else none."""
+    name = {known["name"]: known["step"] for known in manifest["rules"]}.get(rule)
+    if name not in SIMILARITY_STEPS:
         return None
     found = manifest["recipe"]["steps"]
-    return next(step["parameters"] for step in found if step["name"] == "FuzzyDedup")
+    return next(step["parameters"] for step in found if step["name"] == name)
 
 
 def examples(dataset: Dataset, rule: str, number: int) -> list[dict[str, Any]]:
