@@ -8,12 +8,16 @@ Source: Dhillon and Modha 2001, Concept decompositions for large sparse text dat
 section 3 (spherical k-means).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pipelines.dedup.vector_kernels import add_members, nearest, normalise
 
 SCORE_BYTES = 16 << 20
 """Products that are held at once."""
+ROWS = 4096
+"""Vectors of the sample that are read at once."""
 
 
 def product_error(dimensions: int) -> float:
@@ -25,7 +29,12 @@ def product_error(dimensions: int) -> float:
     return (dimensions + 8) * 2.0**-24 * 1.01
 
 
-def train(sample: np.ndarray, num_clusters: int, num_rounds: int) -> np.ndarray:
+def train(
+    sample: np.ndarray,
+    num_clusters: int,
+    num_rounds: int,
+    pause: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """Returns centroids of length 1, float32 (k, d).
 
     The first k vectors of the sample are the first centroids. A centroid without members, or whose
@@ -35,11 +44,15 @@ def train(sample: np.ndarray, num_clusters: int, num_rounds: int) -> np.ndarray:
         sample: float32 (s, d), of length 1, in random order, at least k.
         num_clusters: k.
         num_rounds: how often all of the sample are assigned and the centroids moved.
+        pause: called when some MB of the sample have been read.
     """
     centroids = sample[:num_clusters].copy()
     for _ in range(num_rounds):
         sums = np.zeros(centroids.shape, np.float64)
-        add_members(sample, assign(sample, centroids), sums)
+        for start in range(0, len(sample), ROWS):
+            part = sample[start : start + ROWS]
+            add_members(part, assign(part, centroids), sums)
+            pause()
         moved = np.empty_like(centroids)
         lasting = normalise(sums, np.ones(num_clusters, bool), moved)
         centroids[lasting] = moved[lasting]

@@ -41,7 +41,7 @@ class SemanticDedup(VectorStep):
     num_clusters: int | None = None
     """None: the square root of the number of documents that have an embedding. Fewer clusters find
     more and take longer: a document is compared with those of its cluster."""
-    num_rounds: int = 10
+    num_rounds: int = 20
     """How often the centroids are moved."""
     seed: int = 0
     """Draws the sample that the centroids are trained on."""
