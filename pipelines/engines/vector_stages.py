@@ -30,11 +30,8 @@ from pipelines.engines.key_files import load_array, load_keys
 from pipelines.engines.phase_files import kept_batches, save_verdicts
 from pipelines.global_step import VERDICTS, VectorStep
 
-SAMPLE_PER_CLUSTER = (64, 256)
-"""Documents that centroids are trained on, for each of them: 256, or fewer so that their vectors
-take SAMPLE_BYTES, but never under 64. With 256 and 20 rounds 0.6 % of planted pairs fell into two
-clusters, with 64 and 10 rounds 2.5 %."""
-SAMPLE_BYTES = 128 << 20
+SAMPLE_BYTES, SAMPLE_PER_CLUSTER = 128 << 20, 64
+"""Vectors that centroids are trained on; more than that only where a centroid would have fewer."""
 PACKAGE_BYTES = 32 << 20
 """Vectors of the clusters of a package together, unless one cluster has more."""
 VECTORS_SHARE = 0.25
@@ -75,8 +72,8 @@ def train_centroids(job: Job, phase: int, memory: int) -> None:
             f"{step.name}: {plan.num_clusters:,} centroids take {needed >> 20} MiB, a worker has "
             f"{memory >> 20} MiB. Give more --memory, fewer --workers or fewer num_clusters."
         )
-    fewest, most = (plan.num_clusters * each for each in SAMPLE_PER_CLUSTER)
-    most = max(fewest, min(most, SAMPLE_BYTES // max(1, 4 * dimensions)))
+    within = SAMPLE_BYTES // max(1, 4 * dimensions)
+    most = max(within, SAMPLE_PER_CLUSTER * plan.num_clusters)
     drawn = _drawn(job, phase, most, plan.seed)
     target.parent.mkdir(parents=True, exist_ok=True)
     shape, room = (len(drawn), dimensions), int(memory * VECTORS_SHARE)
