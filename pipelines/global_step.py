@@ -5,7 +5,7 @@ keep policy, the document's id and its place) and the engine joins the verdicts 
 are two kinds. A `GroupStep` decides on documents of equal key: the engine brings these together. A
 `PairStep` compares documents that share one of many keys, by the sets of hashes that stand for
 them: the engine proposes, the sets decide. What moves is 60 bytes a document, or 20 hashes, and any
-engine that can group and join will do.
+engine that can group and join will do. What cuts spans out of texts is in span_step.py.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipelines.span_step import SPANS, PieceStep, SpanStep, WindowStep
 from pipelines.step import Step
 
 VERDICTS = pa.schema(
@@ -120,5 +121,10 @@ class PairStep(Step):
 
 DropStep = GroupStep | PairStep
 """The kinds that drop documents: they have `rule`, `max_share` and `keys`."""
-GlobalStep = DropStep
+GlobalStep = DropStep | SpanStep
 """All kinds; each says in `engines` where it runs."""
+
+
+def verdict_schema(step: GlobalStep) -> pa.Schema:
+    """Returns what a step's verdicts are: VERDICTS on documents, or SPANS."""
+    return SPANS if isinstance(step, (PieceStep, WindowStep)) else VERDICTS

@@ -13,6 +13,7 @@ from pipelines.global_step import DropStep, PairStep
 from pipelines.inputs import write_inputs
 from pipelines.layout import ERROR_RULE, NO_TEXT, TAKEN_DOWN
 from pipelines.recipe import Source
+from pipelines.span_step import SpanStep
 from pipelines.statistics import KEPT, skipped
 from pipelines.step import Editor, Filter
 
@@ -123,7 +124,7 @@ def _signals(job: Job) -> dict[str, dict[str, str]]:
     """Returns for every signal its step and which text it saw."""
     signals, text = {}, "source"
     for step in job.recipe.steps:
-        if isinstance(step, (Filter, Editor)):
+        if isinstance(step, Filter | Editor | SpanStep):
             for name in step.adds.names:
                 if name != "text":
                     signals[name] = {"step": step.name, "text": text}

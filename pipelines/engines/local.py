@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipelines.atomic import written
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import KEY_BYTES, load_array
+from pipelines.engines.mark_files import MARK_BYTES
 from pipelines.engines.pair_stages import (
     band_parts,
     carry_unit,
@@ -33,10 +34,12 @@ from pipelines.engines.pair_stages import (
     walk_package,
 )
 from pipelines.engines.phase_files import mark_complete, verdicts_complete
+from pipelines.engines.piece_stages import piece_bucket
 from pipelines.engines.population import populate
 from pipelines.engines.stages import group_bucket
 from pipelines.global_step import PairStep
 from pipelines.progress import Bar, progress, say
+from pipelines.span_step import PieceStep, WindowStep
 
 PARENT_BYTES = 250 << 20
 """Proportional set size of the parent and the fork server."""
@@ -139,16 +142,26 @@ class LocalEngine:
         """Decides the documents of the global step that ends a phase."""
         if verdicts_complete(self._job.verdicts(phase)):
             return
-        compares = isinstance(self._job.global_step(phase), PairStep)
-        (self._compare if compares else self._group)(phase, num_keys)
+        match self._job.global_step(phase):
+            case PairStep():
+                self._compare(phase, num_keys)
+            case PieceStep():
+                self._in_buckets(phase, num_keys * MARK_BYTES, piece_bucket)
+            case WindowStep():
+                self._cut_windows(phase, num_keys)
+            case _:
+                self._in_buckets(phase, num_keys * KEY_BYTES, group_bucket)
         mark_complete(self._job.verdicts(phase))
 
-    def _group(self, phase: int, num_keys: int) -> None:
-        name, needed = self._job.global_step(phase).name, num_keys * KEY_BYTES * KEY_COPIES
+    def _in_buckets(self, phase: int, key_bytes: int, stage: Callable[..., None]) -> None:
+        name, needed = self._job.global_step(phase).name, key_bytes * KEY_COPIES
         buckets = _settled(self._job.verdicts(phase), 1 + needed // self.worker_memory)
         with progress(f"group ({name})", buckets, "bucket") as bar:
             items = [(phase, bucket, buckets) for bucket in range(buckets)]
-            self.each(group_bucket, items, [1] * buckets, bar)
+            self.each(stage, items, [1] * buckets, bar)
+
+    def _cut_windows(self, phase: int, num_keys: int) -> None:
+        raise NotImplementedError
 
     def _compare(self, phase: int, num_keys: int) -> None:
         job, plan = self._job, self._job.plan

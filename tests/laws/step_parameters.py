@@ -15,6 +15,7 @@ from filters.fasttext_training import FastTextSettings
 from filters.quality_training import train_classifier
 from pipelines.benchmark_sets import Benchmark
 from pipelines.decontaminate_index import NgramSearch
+from pipelines.dedup.keep import Longest
 from pipelines.dedup.presets import fineweb, nemotron_cc, redpajama_v2
 
 CLASSIFIER = Path(tempfile.gettempdir()) / f"gristmill-laws-{os.getpid()}" / "classifier"
@@ -30,6 +31,7 @@ PRESETS = (fineweb(), nemotron_cc(), redpajama_v2())
 PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
     "CutContaminated": (DECONTAMINATION,),
     "Decontaminate": (DECONTAMINATION,),
+    "PieceDedup": ({}, {"unit": "paragraph", "min_bytes": 2, "keep": (Longest(),)}),
     "QualityClassifier": ({"model": str(CLASSIFIER)},),
     "QualityEnsemble": ({"of": ("edu", "wiki")},),
     "DatatroveFilter": (
