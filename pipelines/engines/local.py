@@ -37,6 +37,15 @@ from pipelines.engines.phase_files import mark_complete, verdicts_complete
 from pipelines.engines.piece_stages import piece_bucket
 from pipelines.engines.population import populate
 from pipelines.engines.stages import group_bucket
+from pipelines.engines.window_stages import (
+    HASH_BYTES,
+    REGION_BYTES,
+    REPEATED_BYTES,
+    cut_unit,
+    gather_unit,
+    repeated_bucket,
+    window_part,
+)
 from pipelines.global_step import PairStep
 from pipelines.progress import Bar, progress, say
 from pipelines.span_step import PieceStep, WindowStep
@@ -152,6 +161,7 @@ class LocalEngine:
             case _:
                 self._in_buckets(phase, num_keys * KEY_BYTES, group_bucket)
         mark_complete(self._job.verdicts(phase))
+        shutil.rmtree(self._job.regions(phase), ignore_errors=True)
 
     def _in_buckets(self, phase: int, key_bytes: int, stage: Callable[..., None]) -> None:
         name, needed = self._job.global_step(phase).name, key_bytes * KEY_COPIES
@@ -160,8 +170,23 @@ class LocalEngine:
             items = [(phase, bucket, buckets) for bucket in range(buckets)]
             self.each(stage, items, [1] * buckets, bar)
 
-    def _cut_windows(self, phase: int, num_keys: int) -> None:
-        raise NotImplementedError
+    def _cut_windows(self, phase: int, num_marks: int) -> None:
+        job, name = self._job, self._job.global_step(phase).name
+        sizes = [unit.size for unit in job.plan.units]
+        units, room = range(len(sizes)), self.worker_memory // 2
+        buckets = _settled(job.regions(phase) / "repeated", 1 + num_marks * HASH_BYTES // room)
+        with progress(f"repeated marks ({name})", buckets, "bucket") as bar:
+            items = [(phase, bucket, buckets) for bucket in range(buckets)]
+            self.each(repeated_bucket, items, [1] * buckets, bar)
+        with progress(f"gather regions ({name})", sum(sizes), "B") as bar:
+            found = self.each(gather_unit, [(phase, u, buckets) for u in units], sizes, bar)
+        marks, size = (sum(column) for column in zip(*found, strict=True))
+        needed = marks * REPEATED_BYTES + size * REGION_BYTES
+        parts = _settled(job.regions(phase) / "runs", 1 + needed // room)
+        with progress(f"compare regions ({name})", parts, "part") as bar:
+            self.each(window_part, [(phase, p, parts) for p in range(parts)], [1] * parts, bar)
+        with progress(f"cut ({name})", sum(sizes), "B") as bar:
+            self.each(cut_unit, [(phase, unit) for unit in units], sizes, bar)
 
     def _compare(self, phase: int, num_keys: int) -> None:
         job, plan = self._job, self._job.plan

@@ -41,6 +41,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
         },
     ),
     "FuzzyDedup": ({}, *({f.name: getattr(p, f.name) for f in fields(p)} for p in PRESETS)),
+    "SubstringDedup": ({}, {"min_bytes": 4, "bounds": "line", "keep": (Longest(),)}),
     "DatatroveFormatter": ({"block": "datatrove.pipeline.formatters:PIIFormatter"},),
 }
 """By the step's name; each set of parameters is put through the laws."""

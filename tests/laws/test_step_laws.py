@@ -116,6 +116,7 @@ def test_steps_are_found():
         "GopherRepetition",
         "HtmlText",
         "PieceDedup",
+        "SubstringDedup",
         "LanguageId",
         "DatatroveFilter",
         "DatatroveFormatter",

@@ -1,6 +1,5 @@
 """Line and paragraph dedup against a walk over all pieces with a set."""
 
-import json
 import re
 import tempfile
 from collections import Counter
@@ -9,12 +8,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.curate import Settings, curate
-from pipelines.dataset import Dataset
 from pipelines.dedup.keep import Longest
 from pipelines.dedup.pieces import PieceDedup
-from pipelines.readers.jsonl import JsonlReader
-from pipelines.recipe import Recipe, Source
+from tests.pipelines.dedup.span_harness import run_stages
 
 
 def pieces(text: str, unit: str) -> list[str]:
@@ -74,36 +70,16 @@ STEPS = st.builds(
 )
 
 
-def curated(
-    folder: Path, files: list[list[str]], step: PieceDedup, settings: Settings
-) -> tuple[dict[str, str], dict[str, dict]]:
-    """Runs the step and returns the texts before, and of each id the text after and the ledger."""
-    sources, texts = [], {}
-    for number, rows in enumerate(files):
-        path = folder / f"s{number}.jsonl"
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
-        sources.append(Source(f"s{number}", str(path)))
-    curate(Recipe("pieces", (JsonlReader(),), (step,)), sources, folder / "out", settings)
-    dataset = Dataset(folder / "out")
-    ledger = {row["id"]: row for row in dataset.table("ledger").to_pylist()}
-    for number, rows in enumerate(files):
-        mine = sorted(
-            (row["origin"]["offset"], i)
-            for i, row in ledger.items()
-            if row["source"] == f"s{number}"
-        )
-        texts |= {i: text for (_, i), text in zip(mine, rows, strict=True)}
-    kinds = [dataset.table(kind).to_pylist() for kind in ("data", "dropped")]
-    after = {row["id"]: row["text"] for kind in kinds for row in kind}
-    return texts, {i: row | {"after": after[i]} for i, row in ledger.items()}
-
-
-@given(files=st.lists(st.lists(TEXTS, min_size=1, max_size=4), min_size=1, max_size=3), step=STEPS)
-@settings(max_examples=25, deadline=None)
-def test_pieces_are_cut_as_a_walk_over_all_of_them_cuts(files, step):
-    files = [[*rows, f"document {n} stays whole"] for n, rows in enumerate(files)]
+@given(
+    files=st.lists(st.lists(TEXTS, min_size=1, max_size=4), min_size=1, max_size=3),
+    step=STEPS,
+    parts=st.integers(1, 4),
+    run_marks=st.integers(1, 9),
+)
+@settings(max_examples=100, deadline=None)
+def test_pieces_are_cut_as_a_walk_over_all_of_them_cuts(files, step, parts, run_marks):
     with tempfile.TemporaryDirectory() as name:
-        texts, found = curated(Path(name), files, step, Settings(workers=1, memory=2 << 30))
+        texts, found = run_stages(Path(name), files, step, parts, run_marks)
     alive = {i: text for i, text in texts.items() if text.strip()}
     left, spans = oracle(alive, step)
     name = f"duplicate_{step.unit}"
