@@ -33,19 +33,19 @@ def winnow(
         it begins, and the first and the last window that it marks. Within a text they ascend.
     """
     ring = np.empty(1 << (window - gram).bit_length(), np.uint64)
-    none = np.zeros(0, np.int32)
-    number = _winnow(
-        offsets, data, valid, window, gram, ring, np.zeros(0, np.uint64), none, none.reshape(0, 3)
-    )
-    hashes, document = np.empty(number, np.uint64), np.empty(number, np.int32)
-    place = np.empty((number, 3), np.int32)
-    _winnow(offsets, data, valid, window, gram, ring, hashes, document, place)
-    return hashes, document, place
+    room = 1 + int(offsets[-1] - offsets[0]) // max(4, (window - gram) // 4)
+    while True:  # twice only where a text repeats itself byte by byte
+        hashes, document = np.empty(room, np.uint64), np.empty(room, np.int32)
+        place = np.empty((room, 3), np.int32)
+        number = _winnow(offsets, data, valid, window, gram, ring, hashes, document, place)
+        if number <= room:
+            return hashes[:number].copy(), document[:number].copy(), place[:number].copy()
+        room = number
 
 
 @kernel
 def _winnow(offsets, data, valid, window, gram, ring, hashes, document, place):
-    """Returns the number of marks; writes them if there is room."""
+    """Returns the number of marks; writes those for which there is room."""
     number = 0
     mask = ring.size - 1
     last = window - gram  # of the k-grams of a window
@@ -84,15 +84,15 @@ def _winnow(offsets, data, valid, window, gram, ring, hashes, document, place):
                 chosen = i
                 smallest = mixed
             if chosen != before:
-                if number > 0 and begin > 0 and hashes.size:
+                if begin > 0 and number <= hashes.size:
                     place[number - 1, 2] = begin - 1
-                if hashes.size:
+                if number < hashes.size:
                     spread = (smallest ^ (smallest >> U(33))) * SPREAD
                     hashes[number] = spread ^ (spread >> U(33))
                     document[number] = n
                     place[number, 0] = chosen
                     place[number, 1] = begin
                 number += 1
-        if hashes.size:
+        if number <= hashes.size:
             place[number - 1, 2] = size - window
     return number

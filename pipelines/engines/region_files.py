@@ -3,6 +3,7 @@
     hash, document, place   of the marks, as in the mark files
     region                  int64, which of the run's regions each mark has
     region_hash, digest     of the regions: the hash of their marks, 128 bits of their bytes
+    mark                    int64, where in each region its mark is
     offsets, data           int64 (m + 1,) and uint8: their bytes
 
 All are sorted by hash, so a range of hashes is a slice of each.
@@ -82,6 +83,7 @@ class RegionWriter:
         arrays = {name: array[order] for name, array in marks._asdict().items()}
         arrays |= {"region": region, "region_hash": arrays["hash"][fresh, 0]}
         arrays |= {"digest": digest[order[fresh]], "data": data}
+        arrays["mark"] = arrays["place"][fresh, 0].astype(np.int64) - arrays["place"][fresh, 1]
         arrays["offsets"] = np.append(0, np.cumsum(sizes[held]))
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
@@ -115,6 +117,7 @@ class RegionSlice:
         order: uint64 (d, r + 2), rank and id of each document.
         row: int64 (d,).
         keys: of each region digest and hash, as `groups` takes them.
+        mark: int64 (m,), where in each region its mark is.
         sizes: int64 (m,), its bytes.
     """
 
@@ -137,6 +140,7 @@ class RegionSlice:
         self.order, self.row = document_order(marks, named)
         digest = np.array(self._stored("digest")[theirs])
         self.keys = [digest[:, 1], digest[:, 0], np.array(self._stored("region_hash")[theirs])]
+        self.mark = np.array(self._stored("mark")[theirs])
         self._offsets = np.array(self._stored("offsets")[theirs.start : theirs.stop + 1])
         self.sizes = np.diff(self._offsets)
 
@@ -165,4 +169,5 @@ def distinct(slices: list[RegionSlice]) -> tuple[Regions, np.ndarray]:
         mine = np.flatnonzero((once >= low) & (once < high))
         each.copy(once[mine] - low, offsets[mine], data)
     marks = [of_region[each.region + low] for each, low in zip(slices, first, strict=False)]
-    return Regions(offsets, data), np.concatenate(marks)
+    mark = np.concatenate([each.mark for each in slices])[once]
+    return Regions(offsets, data, keys[-1][once], mark), np.concatenate(marks)

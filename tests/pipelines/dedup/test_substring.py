@@ -4,9 +4,11 @@ import re
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.dedup import windows
 from pipelines.dedup.keep import Longest
 from pipelines.dedup.substring import SubstringDedup
 from tests.pipelines.dedup.span_harness import run_stages
@@ -113,10 +115,14 @@ STEPS = st.builds(
     step=STEPS,
     parts=st.integers(1, 4),
     run_marks=st.integers(1, 30),
+    most_paired=st.sampled_from([1, 2, 64]),
 )
-@settings(max_examples=200, deadline=None)
-def test_substrings_are_cut_as_a_walk_over_all_windows_cuts(files, step, parts, run_marks):
-    with tempfile.TemporaryDirectory() as name:
+@settings(max_examples=150, deadline=None)
+def test_substrings_are_cut_as_a_walk_over_all_windows_cuts(
+    files, step, parts, run_marks, most_paired
+):
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "MOST_PAIRED", most_paired)
         texts, found = run_stages(Path(name), files, step, parts, run_marks)
     alive = {i: text for i, text in texts.items() if text.strip()}
     spans = oracle(alive, step)
