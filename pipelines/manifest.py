@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipelines.checks import silent_rules, skipped_comparisons
+from pipelines.cuts import cut_names, cut_totals
 from pipelines.dataset import file_entry
 from pipelines.engines.job import Job
 from pipelines.global_step import DropStep, PairStep
@@ -56,6 +57,11 @@ def make_manifest(
     if counts:  # a takedown reads nothing
         warnings += [f"rule {rule} dropped nothing" for rule in silent_rules(job, counts)]
         warnings += skipped_comparisons(counts)
+        warnings += [
+            f"step {cut['step']} cut nothing ({cut['name']})"
+            for cut in _cuts(job, counts)
+            if not cut["bytes"]
+        ]
     return {
         "gristmill": version("gristmill"),
         "recipe": {"fingerprint": mark} | identity,
@@ -71,6 +77,7 @@ def make_manifest(
         "records": dict(sorted(types.items())),
         "rules": _rules(job, totals, counts),
         "signals": _signals(job),
+        "cuts": _cuts(job, counts),
         "unread_files": len(job.plan.unclaimed),
         "unread_examples": [path for _, path in job.plan.unclaimed[:20]],
         "warnings": warnings,
@@ -131,3 +138,15 @@ def _signals(job: Job) -> dict[str, dict[str, str]]:
         if "text" in step.adds.names:
             text = f"after {step.name}"
     return signals
+
+
+def _cuts(job: Job, counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what each step that cuts took out; `last` if no later step changes the text."""
+    cuts: list[dict[str, Any]] = []
+    for step in job.recipe.steps:
+        if "text" in step.adds.names:
+            for cut in cuts:
+                cut["last"] = False
+        for name in cut_names(step.adds):
+            cuts.append({"name": name, "step": step.name, "last": True} | cut_totals(counts, name))
+    return cuts

@@ -56,7 +56,7 @@ class PieceStep(Step):
 
     spans: ClassVar[str] = ""
     """The NAME of its columns."""
-    engines: ClassVar[tuple[str, ...]] = ("local",)
+    engines: ClassVar[tuple[str, ...]] = ("local", "spark")
     """Where it runs."""
 
     def marks(self, batch: pa.RecordBatch) -> Marks:

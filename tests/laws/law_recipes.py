@@ -47,6 +47,12 @@ def spans() -> Recipe:
     )
 
 
+def pieces() -> Recipe:
+    """Lines and paragraphs, on any engine."""
+    lines = PieceDedup(min_bytes=36, min_documents=2, keep=(Longest(),))
+    return Recipe("pieces", (JsonlReader(),), (lines, PieceDedup("paragraph", min_bytes=200)))
+
+
 def no_dedup() -> Recipe:
     """One phase: read and write."""
     return Recipe("no_dedup", (JsonlReader(),), (GopherQuality(min_words=5, min_stop_words=1),))
