@@ -90,7 +90,8 @@ def _compare_sorted(
     ends = np.cumsum(sizes)
     data = np.empty(ends[-1], np.uint8)
     gather(regions.data, starts, sizes, ends - sizes, data)
-    window_of = np.full(len(data), -1, np.int64)
+    number = np.int32 if first_window[-1] < 2**31 else np.int64
+    window_of = np.full(len(data), -1, number)
     _number_windows(ends - sizes, first_window[large], first_window[large + 1], window_of)
     suffixes = pydivsufsort.divsufsort(data)
     _first_places(suffixes, window_of, data, eight_bytes(data), window, places)

@@ -322,9 +322,10 @@ def test_files_that_no_reader_claims_are_refused_alone_and_listed_among_others(t
     assert json.loads(among.stdout)["unread_examples"] == ["image.bin"]
 
 
-def test_a_file_without_documents_stops_the_run(tmp_path):
+@pytest.mark.parametrize("recipe", ["no_dedup", "small", "spans"])
+def test_a_file_without_documents_stops_the_run(recipe, tmp_path):
     (tmp_path / "blank.jsonl").write_text("\n\n")
-    result = curate("no_dedup", ["--source", str(tmp_path / "blank.jsonl")], tmp_path / "out")
+    result = curate(recipe, ["--source", str(tmp_path / "blank.jsonl")], tmp_path / "out")
     assert result.returncode == 1
     assert "no documents at all" in result.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
