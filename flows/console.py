@@ -17,7 +17,7 @@ console = Console(highlight=False)
 TEXT_CHARACTERS = 1_200
 PLACES = 8
 """Differences of a pair that are shown."""
-SHARED = "green"
+SHARED, CUT = "green", "red"
 EARLIER = ("retractions", "revivals", "redropped", "amendments")
 """What a run against an index says of earlier documents."""
 
@@ -39,6 +39,9 @@ def print_manifest(manifest: dict[str, Any], out: str) -> None:
     kept = f"{manifest['kept']:,}"
     table.add_row("[bold]kept[/]", f"[bold]{kept}[/]", human(manifest["bytes_kept"], "B"), "")
     console.print(table)
+    for cut in manifest["cuts"]:
+        spans = f"{cut['spans']:,} spans of {cut['documents']:,} documents"
+        console.print(f"cut by {cut['step']}: {human(cut['bytes'], 'B')} ({cut['name']}), {spans}")
     records = ", ".join(f"{name} {n:,}" for name, n in manifest["records"].items())
     console.print(f"records: {escape(records)}", soft_wrap=True)
     if manifest["unread_files"]:
@@ -107,6 +110,8 @@ def print_why(result: dict[str, Any], comparison: "Comparison | None" = None) ->
             rule["name"], rule.get("column", ""), escape(shown), escape(question), verdict
         )
     console.print(table)
+    for cut in result["cuts"]:
+        _print_cut(cut)
     if comparison:
         _print_comparison(result, comparison)
     elif result["kept_copy"]:
@@ -115,6 +120,25 @@ def print_why(result: dict[str, Any], comparison: "Comparison | None" = None) ->
         _side_by_side(titles, [(_beginning(result["text"]), _beginning(copy["text"]))])
     elif result["text"]:
         console.print(Panel(_beginning(result["text"]), title="text"))
+
+
+def _print_cut(cut: dict[str, Any]) -> None:
+    """Prints the spans of a document that a step cut, each with what stayed around it."""
+    size, number = human(cut["bytes"], "B"), cut["spans"]
+    table = Table(title=f"{cut['step']} cut {size}, spans: {number:,}", title_justify="left")
+    for name in ("bytes", "first in", "what stayed around it"):
+        table.add_column(name, overflow="fold")
+    for span in cut["shown"]:
+        place = f"{span['source']}: {span['path']}" if "path" in span else ""
+        holder = span.get("matched_id") or f"{span.get('benchmark')} {span.get('item')}"
+        around = Text()
+        if "before" in span:
+            gone = Text(f"[{span['end'] - span['start']:,} bytes]", CUT)
+            around = Text(_plain(span["before"])) + gone + Text(_plain(span["after"]))
+        table.add_row(f"{span['start']:,}-{span['end']:,}", Text(f"{holder}\n{place}"), around)
+    console.print(table)
+    if number > len(cut["shown"]):
+        console.print(f"and {number - len(cut['shown']):,} more spans")
 
 
 def _print_comparison(result: dict[str, Any], comparison: "Comparison") -> None:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from flows.charts import Categories, Histogram, Question, funnel, precise
+from pipelines.cuts import document_cuts
 from pipelines.dataset import Dataset, rows_with
 from pipelines.dedup.compare import rows
 from pipelines.dedup.peer_decisions import decision_columns, peer_decisions
@@ -34,6 +35,8 @@ PLACES = 12
 REMOVAL_ROWS = 10
 GROUPS = 12
 COPIES = 6
+CUT_EXAMPLES, CUT_SPANS = 4, 6
+"""Documents of a step that cuts, and spans of each."""
 SOURCES = 40
 SAMPLE_FILES = 32
 SAMPLE_ROWS = 2_000
@@ -75,6 +78,7 @@ def dataset_page(dataset: Dataset, where: str) -> dict[str, Any]:
             for by in DIMENSIONS
             if (found := manifest.get("removal", {}).get(by)) and found["groups"]
         ],
+        "cuts": _cuts(dataset, ledger.cut),
         "duplicates": [
             _groups(dataset, rule["name"], ledger.groups[rule["name"]])
             | {"removed": rule["dropped"], "skipped": rule.get("skipped")}
@@ -108,11 +112,17 @@ class _Ledger:
                 self.groups[rule] = _Groups()
                 if step := similarity_step(self._manifest, rule):
                     self.near[rule] = _Near(step)
+        self.cut: dict[str, list[tuple[int, str]]] = {
+            cut["name"]: [] for cut in self._manifest["cuts"]
+        }
+        """(-bytes, id) of the kept documents that lost most, ascending."""
         self._fails = [name for name in self.schema.names if name.startswith(FAILS)]
         columns = ["id", "source", "text_bytes", "dropped_by", *self._fails]
         columns += [name for name in self._charts if name != "text_bytes"]
         columns += [f"{rule}_cluster_size" for rule in self.groups]
         columns += ["similarity"] if self.near else []
+        columns += [f"{name}_bytes" for name in self.cut if f"{name}_bytes" not in columns]
+        columns += [name for cut in self.cut for name in (f"n_{cut}_spans",) if name not in columns]
         for batch in dataset.batches("ledger", columns):
             self._add(batch)
 
@@ -148,6 +158,12 @@ class _Ledger:
         alone = batch.column("dropped_by").filter(pa.array(broken == 1))
         for pair in pc.value_counts(alone.drop_null()).to_pylist():
             self.alone[pair["values"]] += pair["counts"]
+        for cut, most in self.cut.items():
+            size = pc.fill_null(batch.column(f"{cut}_bytes"), 0)
+            mine = pc.and_(pc.greater(size, 0), pc.is_null(batch.column("dropped_by")))
+            ids = batch.column("id").filter(mine).to_pylist()
+            lost = pc.negate(size.filter(mine)).to_pylist()
+            self.cut[cut] = heapq.nsmallest(CUT_EXAMPLES, [*most, *zip(lost, ids, strict=True)])
         for rule, groups in self.groups.items():
             groups.add(batch, rule)
         for rule, near in self.near.items():
@@ -298,6 +314,23 @@ def _groups(dataset: Dataset, rule: str, found: _Groups) -> dict[str, Any]:
         groups.append(group)
     sizes = sorted(found.sizes.items())
     return {"rule": rule, "largest": groups, "sizes": sizes, "groups": sum(found.sizes.values())}
+
+
+def _cuts(dataset: Dataset, most: dict[str, list[tuple[int, str]]]) -> list[dict[str, Any]]:
+    """Returns what each step cut out of texts, and the kept documents that lost most."""
+    ids = [document_id for found in most.values() for _, document_id in found]
+    ledgers = {row["id"]: row for row in rows_with(dataset.files("ledger"), "id", ids)}
+    texts = _texts(dataset, ids)
+    cuts = []
+    for cut in dataset.manifest["cuts"]:
+        documents = []
+        for _, document_id in most[cut["name"]]:
+            ledger = ledgers[document_id]
+            found = document_cuts(dataset, ledger, texts[document_id], CUT_SPANS)
+            mine = next(other for other in found if other["name"] == cut["name"])
+            documents.append({"ledger": ledger, "cut": mine})
+        cuts.append(cut | {"examples": documents})
+    return cuts
 
 
 def _closures(dataset: Dataset, columns: Sequence[str]) -> list[dict[str, Any]]:

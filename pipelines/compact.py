@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.atomic import sweep, written
+from pipelines.cuts import cut_totals
 from pipelines.dataset import MANIFEST, WORK, Dataset, file_entry, write_json
 from pipelines.document import id_words
 from pipelines.engines.stages import parquet_writer
@@ -188,6 +189,7 @@ def _manifest(
         "records": dict(sorted(records.items())),
         "rules": list(_rules(chain, counts, outcomes)),
         "signals": base["signals"],
+        "cuts": [cut | cut_totals(counts, cut["name"]) for cut in base["cuts"]],
         "unread_files": sum(dataset.manifest["unread_files"] for dataset in chain),
         "unread_examples": [],
         "warnings": [],

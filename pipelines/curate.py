@@ -245,6 +245,7 @@ def _reuse(
         job = Job(recipe, plan, layout, out, index.path, settings.keep_dropped, settings.sample)
         with locked(index.path):
             index.commit(index.extended(job), held.identity, held.manifest)
+    shutil.rmtree(out / WORK, ignore_errors=True)  # of a run that was killed after the commit
     say(f"{out} is finished already, with the same recipe and inputs; nothing to do")
     return held.manifest
 

@@ -96,6 +96,12 @@ def id_words(ids: pa.StringArray) -> np.ndarray:
     return words.astype(np.uint64)
 
 
+def id_bytes(words: np.ndarray) -> pa.FixedSizeBinaryArray:
+    """Returns (n, 2) uint64 words as the 16 bytes that an id's digits stand for."""
+    data = pa.py_buffer(words.astype(">u8").tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(words), [None, data])
+
+
 def id_strings(words: np.ndarray) -> pa.StringArray:
     """Returns (n, 2) uint64 words as ids; the inverse of `id_words`."""
     n = len(words)

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.cuts import document_cuts
 from pipelines.dataset import Dataset
 from pipelines.dedup.compare import Comparison, compare
 from pipelines.dedup.folds import word_folds
@@ -26,7 +27,8 @@ def why(dataset: Dataset, document_id: str) -> dict[str, Any]:
     Returns:
         `id`, `outcome` ("kept" or the rule), `ledger` (the whole row), `rules` (for each rule its
         question, the document's value and whether it broke it, null where it was not asked),
-        `text` (null where it was not kept), `kept_copy` (for a duplicate the document that
+        `text` (null where it was not kept), `cuts` (what was cut out of it, as
+        `pipelines.cuts.document_cuts` returns it), `kept_copy` (for a duplicate the document that
         stayed) and `comparison` (for a near-duplicate whose texts are there: `unit` and `size` of
         its shingles, `spans` and `kept_copy_spans` of the shared ones as [start, stop) code
         points, the numbers `shared` and `shingles`, and their quotient `jaccard`; else null).
@@ -55,6 +57,7 @@ def why(dataset: Dataset, document_id: str) -> dict[str, Any]:
         "ledger": ledger,
         "rules": rules,
         "text": document and document["text"],
+        "cuts": document_cuts(dataset, ledger, document["text"] if document else None),
         "kept_copy": kept_copy,
         "comparison": found
         and {

@@ -6,7 +6,8 @@ are three kinds. A `GroupStep` decides on documents of equal key: the engine bri
 A `PairStep` compares documents that share one of many keys, by the sets of hashes that stand for
 them: the engine proposes, the sets decide. What moves is 60 bytes a document, or 20 hashes, and any
 engine that can group and join will do. A `VectorStep` compares documents whose vectors are nearest
-to the same centroid, by these vectors, which have to move as well.
+to the same centroid, by these vectors, which have to move as well. What cuts spans out of texts is
+in span_step.py.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipelines.span_step import SPANS, PieceStep, SpanStep, WindowStep
 from pipelines.step import Step
 
 VERDICTS = pa.schema(
@@ -163,5 +165,10 @@ class VectorStep(Step):
 
 DropStep = GroupStep | PairStep | VectorStep
 """The kinds that drop documents: they have `rule`, `max_share` and `keys`."""
-GlobalStep = DropStep
+GlobalStep = DropStep | SpanStep
 """All kinds; each says in `engines` where it runs."""
+
+
+def verdict_schema(step: GlobalStep) -> pa.Schema:
+    """Returns what a step's verdicts are: VERDICTS on documents, or SPANS."""
+    return SPANS if isinstance(step, (PieceStep, WindowStep)) else VERDICTS

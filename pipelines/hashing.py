@@ -26,12 +26,18 @@ def hash128(values: pa.StringArray | pa.BinaryArray) -> np.ndarray:
 
 def normalised_hash128(values: pa.StringArray) -> np.ndarray:
     """Returns the hashes of " ".join(value.split()) as (n, 2) uint64; a null is hashed as empty."""
+    return normalised_hashes(values)[0]
+
+
+def normalised_hashes(values: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns as `normalised_hash128`, and int32 (n,), the bytes that were hashed of each value."""
     offsets, data, valid = string_buffers(values)
     hashes = np.empty((len(values), 2), np.uint64)
+    sizes = np.empty(len(values), np.int32)
     longest = int(np.diff(offsets).max(initial=0))
     folded = np.empty(longest + 8, np.uint8)
-    _hash_each_folded(offsets, data, valid, folded, eight_bytes(folded), hashes)
-    return hashes
+    _hash_each_folded(offsets, data, valid, folded, eight_bytes(folded), hashes, sizes)
+    return hashes, sizes
 
 
 @kernel
@@ -42,10 +48,11 @@ def _hash_each(offsets, data, data8, valid, hashes):
 
 
 @kernel
-def _hash_each_folded(offsets, data, valid, folded, folded8, hashes):
+def _hash_each_folded(offsets, data, valid, folded, folded8, hashes, sizes):
     for n in range(valid.size):
         stop = offsets[n + 1] if valid[n] else offsets[n]
         size = _fold(data, offsets[n], stop, folded)
+        sizes[n] = size
         hashes[n, 0], hashes[n, 1] = _hash_span(folded, folded8, 0, size)
 
 

@@ -235,7 +235,7 @@ class Index:
         for path in self.path.glob("plan-*"):
             if path != job.plan_folder():
                 shutil.rmtree(path)
-        for kind in ("links", "sets", "removal", "written"):
+        for kind in ("links", "sets", "regions", "removal", "written"):
             for path in job.plan_folder().glob(f"{kind}*"):
                 shutil.rmtree(path)
         last = len(job.recipe.phases()) - 1

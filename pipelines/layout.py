@@ -13,6 +13,7 @@ from pipelines.document import CONTENT, CONTENT_TYPE, ERROR, KEY, ORIGIN, RESERV
 from pipelines.global_step import DropStep, PairStep
 from pipelines.plan import Plan
 from pipelines.recipe import Recipe, check_schema
+from pipelines.span_step import SpanStep
 from pipelines.step import Editor, Filter
 
 FAILS = "fails_"
@@ -84,7 +85,7 @@ def make_layout(recipe: Recipe, plan: Plan) -> Layout:
         for field in step.adds:
             if field.name == "text":
                 continue
-            if isinstance(step, (Filter, Editor)):
+            if isinstance(step, Filter | Editor | SpanStep):
                 signals[field.name] = field
             elif field.name not in data.names:
                 data = data.append(field)

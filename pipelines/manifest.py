@@ -7,12 +7,14 @@ from importlib.metadata import version
 from typing import Any
 
 from pipelines.checks import silent_rules, skipped_comparisons
+from pipelines.cuts import cut_names, cut_totals
 from pipelines.dataset import file_entry
 from pipelines.engines.job import Job
 from pipelines.global_step import DropStep, PairStep
 from pipelines.inputs import write_inputs
 from pipelines.layout import ERROR_RULE, NO_TEXT, TAKEN_DOWN
 from pipelines.recipe import Source
+from pipelines.span_step import SpanStep
 from pipelines.statistics import KEPT, skipped
 from pipelines.step import Editor, Filter
 
@@ -55,6 +57,11 @@ def make_manifest(
     if counts:  # a takedown reads nothing
         warnings += [f"rule {rule} dropped nothing" for rule in silent_rules(job, counts)]
         warnings += skipped_comparisons(counts)
+        warnings += [
+            f"step {cut['step']} cut nothing ({cut['name']})"
+            for cut in _cuts(job, counts)
+            if not cut["bytes"]
+        ]
     return {
         "gristmill": version("gristmill"),
         "recipe": {"fingerprint": mark} | identity,
@@ -70,6 +77,7 @@ def make_manifest(
         "records": dict(sorted(types.items())),
         "rules": _rules(job, totals, counts),
         "signals": _signals(job),
+        "cuts": _cuts(job, counts),
         "unread_files": len(job.plan.unclaimed),
         "unread_examples": [path for _, path in job.plan.unclaimed[:20]],
         "warnings": warnings,
@@ -123,10 +131,22 @@ def _signals(job: Job) -> dict[str, dict[str, str]]:
     """Returns for every signal its step and which text it saw."""
     signals, text = {}, "source"
     for step in job.recipe.steps:
-        if isinstance(step, (Filter, Editor)):
+        if isinstance(step, Filter | Editor | SpanStep):
             for name in step.adds.names:
                 if name != "text":
                     signals[name] = {"step": step.name, "text": text}
         if "text" in step.adds.names:
             text = f"after {step.name}"
     return signals
+
+
+def _cuts(job: Job, counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what each step that cuts took out; `last` if no later step changes the text."""
+    cuts: list[dict[str, Any]] = []
+    for step in job.recipe.steps:
+        if "text" in step.adds.names:
+            for cut in cuts:
+                cut["last"] = False
+        for name in cut_names(step.adds):
+            cuts.append({"name": name, "step": step.name, "last": True} | cut_totals(counts, name))
+    return cuts

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.cuts import cut_names
 from pipelines.layout import FAILS, LEDGER_START, SKIPPED
 
 KEPT = "kept"
@@ -18,7 +19,8 @@ class Statistics:
         "documents": rows, "bytes": text bytes,
         "outcome": {rule or "kept": [documents, text bytes]},
         "broken": {rule: documents}, "valid": {signal: documents where it is not null},
-        "skipped": {rule: [documents, comparisons left out]}}
+        "skipped": {rule: [documents, comparisons left out]},
+        "cut": {name: [documents, spans, bytes]}}
     """
 
     def __init__(self) -> None:
@@ -31,7 +33,7 @@ class Statistics:
 
     def _add(self, source: str, ledger: pa.RecordBatch) -> None:
         start = {"documents": 0, "bytes": 0, "outcome": {}}
-        start |= {"broken": {}, "valid": {}, "skipped": {}}
+        start |= {"broken": {}, "valid": {}, "skipped": {}, "cut": {}}
         counts = self.counts.setdefault(source, start)
         counts["documents"] += ledger.num_rows
         counts["bytes"] += pc.sum(ledger.column("text_bytes")).as_py() or 0
@@ -41,6 +43,12 @@ class Statistics:
             outcome = counts["outcome"].setdefault(row["by"], [0, 0])
             outcome[0] += row["bytes_count"]
             outcome[1] += row["bytes_sum"]
+        for name in cut_names(ledger.schema):
+            total = counts["cut"].setdefault(name, [0, 0, 0])
+            spans, size = (ledger.column(column) for column in (f"n_{name}_spans", f"{name}_bytes"))
+            total[0] += pc.sum(pc.greater(spans, 0)).as_py() or 0
+            total[1] += pc.sum(spans).as_py() or 0
+            total[2] += pc.sum(size).as_py() or 0
         for name in ledger.schema.names:
             column = ledger.column(name)
             if name.startswith(FAILS):

@@ -93,11 +93,11 @@ def gather(stored, starts, sizes, places, values):
     """Copies stretches of one array to their places in another.
 
     Args:
-        stored: uint64.
+        stored: of any type.
         starts: int64 (c,), where each stretch begins in stored.
         sizes: int64 (c,).
         places: int64 (c,), where it goes.
-        values: out, uint64.
+        values: out, of the same type.
     """
     for i in range(starts.size):
         for j in range(sizes[i]):

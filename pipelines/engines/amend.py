@@ -2,10 +2,13 @@
 
     retractions   documents that were kept and are dropped now, as the dropped files have them
     revivals      documents that were dropped and are kept now, as the data files have them
-    redropped     documents that another rule drops now than before
+    redropped     documents that another rule drops now than before, or with another text
     amendments    the whole ledger row of every earlier document of which anything has changed
 
-earlier - retractions + revivals + new documents is what one run over all would have kept.
+A document that stays and has another text now, because a span step cuts other spans out of it, is
+in both: with its old text among the retractions, where no rule drops it, with its new one among the
+revivals. So earlier - retractions + revivals + new documents is what one run over all would have
+kept.
 """
 
 import json
@@ -19,7 +22,7 @@ from pipelines.atomic import written
 from pipelines.dataset import file_entry, write_json
 from pipelines.engines.job import Job
 from pipelines.engines.stages import finished_stretches, parquet_writer
-from pipelines.engines.stretch import conform
+from pipelines.engines.stretch import Stretch, conform
 from pipelines.readers.reader import Tally
 
 KINDS: tuple[str, ...] = ("retractions", "revivals", "redropped", "amendments")
@@ -40,16 +43,8 @@ def amend_unit(job: Job, unit: int) -> dict[str, Any]:
     if before.address(last, unit) != job.address(last, unit):
         stretches = (finished_stretches(of, unit, Tally()) for of in (before, job))
         for old, new in zip(*stretches, strict=True):
-            was, now = (pc.is_null(of.ledger.column("dropped_by")) for of in (old, new))
-            by_other = pc.not_equal(*(of.ledger.column("dropped_by") for of in (old, new)))
-            by_other = pc.fill_null(by_other, False)
-            ids = new.ledger.column("id")
-            changed = pa.array(_different(old.ledger, new.ledger))
-            found["amendments"].append(new.ledger.filter(changed))
-            gone = ids.filter(pc.and_not(was, now))
-            found["retractions"].append(_of_ids(new.dropped, gone))
-            found["redropped"].append(_of_ids(new.dropped, ids.filter(by_other)))
-            found["revivals"].append(_of_ids(new.kept, ids.filter(pc.and_not(now, was))))
+            for kind, batches in _changes(old, new).items():
+                found[kind] += batches
     schemas = dict.fromkeys(KINDS, job.layout.dropped)
     schemas |= {"revivals": job.layout.data, "amendments": job.layout.ledger}
     files = []
@@ -66,6 +61,33 @@ def amend_unit(job: Job, unit: int) -> dict[str, Any]:
     record = {"files": files}
     write_json(target, record)
     return record
+
+
+def _changes(old: Stretch, new: Stretch) -> dict[str, list[pa.RecordBatch]]:
+    """Returns what has changed of one batch of documents, by kind."""
+    was, now = (pc.is_null(of.ledger.column("dropped_by")) for of in (old, new))
+    ids = new.ledger.column("id")
+    gone, back = ids.filter(pc.and_not(was, now)), ids.filter(pc.and_not(now, was))
+    by_other = pc.not_equal(*(of.ledger.column("dropped_by") for of in (old, new)))
+    still_dropped = pc.is_in(ids, _rewritten(old.dropped, new.dropped))
+    redropped = ids.filter(pc.or_(pc.fill_null(by_other, False), still_dropped))
+    rewritten = _rewritten(old.kept, new.kept)
+    changed = pa.array(_different(old.ledger, new.ledger))
+    return {
+        "retractions": [_of_ids(new.dropped, gone), _of_ids(old.kept, rewritten)],
+        "revivals": [_of_ids(new.kept, pa.concat_arrays([back, rewritten]))],
+        "redropped": [_of_ids(new.dropped, redropped)],
+        "amendments": [new.ledger.filter(changed)],
+    }
+
+
+def _rewritten(old: pa.RecordBatch, new: pa.RecordBatch) -> pa.StringArray:
+    """Returns the ids of documents that are in both batches with another text."""
+    place = pc.index_in(new.column("id"), old.column("id"))
+    before = old.column("text").take(place)
+    unlike = pc.fill_null(pc.not_equal(before, new.column("text")), False)
+    unlike = pc.or_(unlike, pc.xor(pc.is_null(before), pc.is_null(new.column("text"))))
+    return new.column("id").filter(pc.and_(unlike, pc.is_valid(place)))
 
 
 def _of_ids(batch: pa.RecordBatch, ids: pa.Array) -> pa.RecordBatch:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.engines.phase_files import unit_verdicts
-from pipelines.global_step import GlobalStep
+from pipelines.global_step import GlobalStep, verdict_schema
 from pipelines.layout import Layout
 from pipelines.plan import Plan, Unit
 from pipelines.recipe import Recipe
@@ -70,6 +70,10 @@ class Job:
         """Where what a phase's PairStep links is, or its VectorStep's centroids."""
         return self.plan_folder() / f"links-{phase}"
 
+    def regions(self, phase: int) -> Path:
+        """Where what a WindowStep that ends a phase compares is."""
+        return self.plan_folder() / f"regions-{phase}"
+
     def sets(self, phase: int, unit: int) -> Path:
         """Where the sets of a unit's candidates are, or its vectors."""
         return self.plan_folder() / f"sets-{phase}" / f"{unit:05d}"
@@ -97,13 +101,14 @@ class Job:
 def _address(job: Job, phase: int, unit: int) -> str:
     name = job.plan.units[unit].identity()
     for earlier in range(phase):
-        name = _with_verdicts(name, job.verdicts(earlier), unit)
+        schema = verdict_schema(job.global_step(earlier))
+        name = _with_verdicts(name, job.verdicts(earlier), unit, schema)
     return name
 
 
 @lru_cache(maxsize=100_000)
-def _with_verdicts(name: str, folder: Path, unit: int) -> str:
-    verdicts = unit_verdicts(folder, unit).drop_columns(["unit"]).combine_chunks()
+def _with_verdicts(name: str, folder: Path, unit: int, schema: pa.Schema) -> str:
+    verdicts = unit_verdicts(folder, unit, schema).drop_columns(["unit"]).combine_chunks()
     digest = hashlib.blake2b(name.encode(), digest_size=16)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, verdicts.schema) as writer:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipelines.atomic import written
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import KEY_BYTES, load_array
+from pipelines.engines.mark_files import MARK_BYTES
 from pipelines.engines.pair_stages import (
     band_parts,
     carry_unit,
@@ -33,6 +34,7 @@ from pipelines.engines.pair_stages import (
     walk_package,
 )
 from pipelines.engines.phase_files import mark_complete, verdicts_complete
+from pipelines.engines.piece_stages import piece_bucket
 from pipelines.engines.population import populate
 from pipelines.engines.stages import group_bucket
 from pipelines.engines.vector_stages import (
@@ -41,8 +43,18 @@ from pipelines.engines.vector_stages import (
     train_centroids,
     walk_clusters,
 )
+from pipelines.engines.window_stages import (
+    HASH_BYTES,
+    REGION_BYTES,
+    REPEATED_BYTES,
+    cut_unit,
+    gather_unit,
+    repeated_bucket,
+    window_part,
+)
 from pipelines.global_step import PairStep, VectorStep
 from pipelines.progress import Bar, progress, say
+from pipelines.span_step import PieceStep, WindowStep
 
 PARENT_BYTES = 250 << 20
 """Proportional set size of the parent and the fork server."""
@@ -144,19 +156,44 @@ class LocalEngine:
         """Decides the documents of the global step that ends a phase."""
         if verdicts_complete(self._job.verdicts(phase)):
             return
-        step = self._job.global_step(phase)
-        if isinstance(step, VectorStep):
-            self._cluster(phase)
-        else:
-            (self._compare if isinstance(step, PairStep) else self._group)(phase, num_keys)
+        match self._job.global_step(phase):
+            case PairStep():
+                self._compare(phase, num_keys)
+            case VectorStep():
+                self._cluster(phase)
+            case PieceStep():
+                self._in_buckets(phase, num_keys * MARK_BYTES, piece_bucket)
+            case WindowStep():
+                self._cut_windows(phase, num_keys)
+            case _:
+                self._in_buckets(phase, num_keys * KEY_BYTES, group_bucket)
         mark_complete(self._job.verdicts(phase))
+        shutil.rmtree(self._job.regions(phase), ignore_errors=True)
 
-    def _group(self, phase: int, num_keys: int) -> None:
-        name, needed = self._job.global_step(phase).name, num_keys * KEY_BYTES * KEY_COPIES
+    def _in_buckets(self, phase: int, key_bytes: int, stage: Callable[..., None]) -> None:
+        name, needed = self._job.global_step(phase).name, key_bytes * KEY_COPIES
         buckets = _settled(self._job.verdicts(phase), 1 + needed // self.worker_memory)
         with progress(f"group ({name})", buckets, "bucket") as bar:
             items = [(phase, bucket, buckets) for bucket in range(buckets)]
-            self.each(group_bucket, items, [1] * buckets, bar)
+            self.each(stage, items, [1] * buckets, bar)
+
+    def _cut_windows(self, phase: int, num_marks: int) -> None:
+        job, name = self._job, self._job.global_step(phase).name
+        sizes = [unit.size for unit in job.plan.units]
+        units, room = range(len(sizes)), self.worker_memory // 2
+        buckets = _settled(job.regions(phase) / "repeated", 1 + num_marks * HASH_BYTES // room)
+        with progress(f"repeated marks ({name})", buckets, "bucket") as bar:
+            items = [(phase, bucket, buckets) for bucket in range(buckets)]
+            self.each(repeated_bucket, items, [1] * buckets, bar)
+        with progress(f"gather regions ({name})", sum(sizes), "B") as bar:
+            found = self.each(gather_unit, [(phase, u, buckets) for u in units], sizes, bar)
+        marks, size = (sum(column) for column in zip(*found, strict=True))
+        needed = marks * REPEATED_BYTES + size * REGION_BYTES
+        parts = _settled(job.regions(phase) / "runs", 1 + needed // room)
+        with progress(f"compare regions ({name})", parts, "part") as bar:
+            self.each(window_part, [(phase, p, parts) for p in range(parts)], [1] * parts, bar)
+        with progress(f"cut ({name})", sum(sizes), "B") as bar:
+            self.each(cut_unit, [(phase, unit) for unit in units], sizes, bar)
 
     def _compare(self, phase: int, num_keys: int) -> None:
         job, plan = self._job, self._job.plan

@@ -125,16 +125,19 @@ def set_unit(job: Job, phase: int, unit: int) -> None:
     """Writes the sets of a unit's candidates."""
     if job.sets(phase, unit).is_dir():
         return
-    rows = _rows(job, phase, unit, True)
+    rows = _rows(job, phase, unit)
     save_sets(job.sets(phase, unit), pair_step(job, phase), job.phase_folder(phase, unit), rows)
 
 
-def _rows(job: Job, phase: int, unit: int, walked: bool) -> np.ndarray:
-    """Returns the rows of a unit's documents that are walked, or that are not, ascending."""
-    first = Population.of(job, phase).first
-    roots = np.load(job.links(phase) / "roots" / "roots.npy", mmap_mode="r")
-    mine = roots[first[unit] : first[unit + 1]]
-    chosen = np.flatnonzero(mine >= 0 if walked else mine < 0)
+def _rows(job: Job, phase: int, unit: int, carried: bool = False) -> np.ndarray:
+    """Returns the rows of a unit's documents that are walked, ascending.
+
+    Or those of whom nothing has changed. One that has another text and no links is neither.
+    """
+    everybody = Population.of(job, phase)
+    mine = slice(*everybody.first[unit : unit + 2])
+    walked = np.load(job.links(phase) / "roots" / "roots.npy", mmap_mode="r")[mine] >= 0
+    chosen = np.flatnonzero(~walked & ~everybody.touched[mine] if carried else walked)
     return load_array(job.phase_folder(phase, unit), "row")[chosen]
 
 
@@ -144,7 +147,7 @@ def carry_unit(job: Job, phase: int, unit: int) -> None:
     if target.exists():
         return
     earlier = unit_verdicts(job.before().verdicts(phase), unit)
-    same = pc.is_in(earlier.column("row"), pa.array(_rows(job, phase, unit, False)))
+    same = pc.is_in(earlier.column("row"), pa.array(_rows(job, phase, unit, carried=True)))
     save_verdicts(target, earlier.filter(same))
 
 

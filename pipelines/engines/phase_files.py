@@ -43,12 +43,12 @@ def _batches(path: Path, mapped: bool = False) -> Iterator[pa.RecordBatch]:
 
 
 def save_verdicts(path: Path, verdicts: pa.Table) -> None:
-    """Writes VERDICTS, sorted by unit and row."""
-    verdicts = verdicts.sort_by([("unit", "ascending"), ("row", "ascending")])
+    """Writes verdicts, sorted by unit and row, spans by start as well."""
+    verdicts = verdicts.sort_by([(name, "ascending") for name in _order(verdicts.schema)])
     with (
         written(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, VERDICTS) as writer,
+        pa.ipc.new_file(sink, verdicts.schema) as writer,
     ):
         writer.write_table(verdicts)
 
@@ -64,13 +64,18 @@ def verdicts_complete(folder: Path) -> bool:
     return (folder / COMPLETE).exists()
 
 
-def unit_verdicts(folder: Path, unit: int) -> pa.Table:
-    """Returns the verdicts on a unit's documents, in order of row."""
-    parts = [VERDICTS.empty_table()]
+def _order(schema: pa.Schema) -> list[str]:
+    return [name for name in ("unit", "row", "start") if name in schema.names]
+
+
+def unit_verdicts(folder: Path, unit: int, schema: pa.Schema = VERDICTS) -> pa.Table:
+    """Returns the verdicts on a unit's documents, in order of row, spans by start as well."""
+    parts = [schema.empty_table()]
     for path in sorted(folder.glob("*.arrow")):
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
             units = table.column("unit").combine_chunks().to_numpy(zero_copy_only=False)
             start, stop = units.searchsorted([unit, unit + 1])
             parts.append(table.slice(start, stop - start))
-    return pa.concat_tables(parts).sort_by("row")
+    order = [(name, "ascending") for name in _order(schema)]
+    return pa.concat_tables(parts).sort_by(order)

@@ -2,7 +2,8 @@
 
 A run against an index walks only components that differ from what they were: those with a document
 that is new, or that takes part now and did not before, or that did and does not any more (a ghost:
-an earlier step drops it now). Ghosts take part in linking, so that the documents that they were
+an earlier step drops it now). One out of which an earlier step cuts other spans than before is both
+a new one and a ghost. Ghosts take part in linking, so that the documents that they were
 linked to are found, and in nothing else.
 """
 
@@ -15,6 +16,8 @@ import numpy as np
 from pipelines.atomic import written_folder
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import load_array
+from pipelines.engines.phase_files import unit_verdicts
+from pipelines.span_step import SPANS, SpanStep
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,9 @@ def populate(job: Job, phase: int) -> None:
             touched.append(np.zeros(len(now), bool))
         else:
             was = load_array(before.phase_folder(phase, unit), "row")
-            touched.append(~np.isin(now, was))
-            gone = np.flatnonzero(~np.isin(was, now))
+            rewritten = _rewritten(job, phase, unit)
+            touched.append(~np.isin(now, was) | np.isin(now, rewritten))
+            gone = np.flatnonzero(~np.isin(was, now) | np.isin(was, rewritten))
             ghost_index.append(gone)
             ghost_unit.append(np.full(len(gone), unit, np.int32))
     first = np.append(0, np.cumsum([len(part) for part in touched])).astype(np.int64)
@@ -91,3 +95,16 @@ def populate(job: Job, phase: int) -> None:
     with written_folder(folder) as temporary:
         for name, array in vars(found).items():
             np.save(temporary / f"{name}.npy", array)
+
+
+def _rewritten(job: Job, phase: int, unit: int) -> np.ndarray:
+    """Returns the rows of a unit out of which earlier phases cut other spans than before."""
+    rows = [np.zeros(0, np.int64)]
+    for earlier in range(phase):
+        if not isinstance(job.global_step(earlier), SpanStep):
+            continue
+        tables = (unit_verdicts(of.verdicts(earlier), unit, SPANS) for of in (job, job.before()))
+        spans = [np.stack([t.column(n) for n in ("row", "start", "end")], axis=1) for t in tables]
+        span, number = np.unique(np.concatenate(spans), axis=0, return_counts=True)
+        rows.append(span[number == 1, 0])
+    return np.concatenate(rows)

@@ -30,8 +30,9 @@ except ModuleNotFoundError as error:
 from pipelines.engines import spark_tasks as tasks
 from pipelines.engines.job import Job
 from pipelines.engines.phase_files import mark_complete, verdicts_complete
-from pipelines.global_step import GroupStep, PairStep
+from pipelines.global_step import GroupStep, PairStep, verdict_schema
 from pipelines.progress import Bar, progress
+from pipelines.span_step import PieceStep
 
 POLL_S = 0.5
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -130,10 +131,13 @@ class SparkEngine:
             shutil.rmtree(old, ignore_errors=True)
         aside.mkdir(parents=True)
         with _Errors():
-            decide = self._compare if isinstance(step, PairStep) else self._group
+            kinds = {PairStep: self._compare, PieceStep: self._cut_pieces}
+            decide = next((d for kind, d in kinds.items() if isinstance(step, kind)), self._group)
             with progress(f"decide ({step.name}, {num_keys:,} documents)", 1, "step") as bar:
                 by_unit = decide(phase, aside).repartition("unit")
-                written = by_unit.mapInArrow(tasks.WriteVerdicts(str(aside)), "rows long")
+                written = by_unit.mapInArrow(
+                    tasks.WriteVerdicts(str(aside), verdict_schema(step)), "rows long"
+                )
                 written.agg({"rows": "sum"}).collect()
                 bar.advance(1)
         for path in aside.iterdir():
@@ -154,6 +158,15 @@ class SparkEngine:
         keys = self._units().mapInArrow(read, tasks.GROUP_KEY_COLUMNS)
         together = keys.repartition("group_0", "group_1")
         return together.mapInArrow(tasks.Decide(step), tasks.VERDICT_COLUMNS)
+
+    def _cut_pieces(self, phase: int, folder: Path) -> DataFrame:
+        """Brings pieces of equal hash together by a shuffle; the step decides each partition."""
+        step = self._job.global_step(phase)
+        assert isinstance(step, PieceStep)
+        read = tasks.PieceMarks(self._shared, phase)
+        pieces = self._units().mapInArrow(read, tasks.PIECE_COLUMNS)
+        together = pieces.repartition("hash_0", "hash_1")
+        return together.mapInArrow(tasks.DecidePieces(step), tasks.SPAN_COLUMNS)
 
     def _compare(self, phase: int, folder: Path) -> DataFrame:
         """Brings the documents that share keys together, component by component, and walks them."""

@@ -15,10 +15,12 @@ import pyarrow as pa
 
 from pipelines.dedup.walk import NO_LIMIT, Candidates
 from pipelines.engines.key_files import load_keys
+from pipelines.engines.mark_files import document_order, marks_between, runs
 from pipelines.engines.pair_stages import pair_step, walked
 from pipelines.engines.phase_files import save_verdicts
 from pipelines.engines.set_files import save_sets
-from pipelines.global_step import VERDICTS, GroupStep, Keys
+from pipelines.global_step import GroupStep, Keys
+from pipelines.span_step import PieceStep
 
 ROW_BITS = 40
 """A unit has fewer than 2^40 documents, a dataset fewer than 2^23 units."""
@@ -27,6 +29,8 @@ BATCH = 10_000
 
 GROUP_KEY_COLUMNS = "group_0 long, group_1 long, place binary, unit int, row long"
 BAND_KEY_COLUMNS = "band int, hash long, doc long, place binary"
+PIECE_COLUMNS = "hash_0 long, hash_1 long, place binary, unit int, row long, start long, end long"
+SPAN_COLUMNS = "unit int, row long, start long, end long, matched binary"
 VERDICT_COLUMNS = (
     "unit int, row long, dropped boolean, matched_id string, similarity float, cluster_size int, "
     "skipped int, component_id string, component_size int"
@@ -63,7 +67,11 @@ def _signed(words: np.ndarray) -> np.ndarray:
 
 def _places(keys: Keys) -> pa.Array:
     """Returns each document's place in the keep policy, ties by id, as bytes that sort so."""
-    words = np.concatenate([keys.rank, keys.id], axis=1).astype(">u8")
+    return _sortable(np.concatenate([keys.rank, keys.id], axis=1))
+
+
+def _sortable(words: np.ndarray) -> pa.Array:
+    words = words.astype(">u8")
     width = words.shape[1] * 8
     data = pa.py_buffer(words.tobytes())
     offsets = np.arange(0, width * (len(words) + 1), width, dtype=np.int32)
@@ -116,6 +124,58 @@ class Decide:
         keys = Keys(np.stack(groups, axis=1), words[:, :-2], words[:, -2:], rows)
         verdicts = self.step.decide(keys, column["unit"].to_numpy())
         yield from _batches(verdicts)
+
+
+@dataclass(frozen=True)
+class PieceMarks:
+    """From units to their pieces for a PieceStep."""
+
+    job: Any
+    phase: int
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yields hash_0, hash_1, place (of the document), unit, row, start, end."""
+        for batch in batches:
+            for unit in batch.column("unit").to_pylist():
+                for run in runs(self.job.value.phase_folder(self.phase, unit)):
+                    marks = marks_between(run, 0, 1)
+                    order, row = document_order(run, marks.document)
+                    columns = {
+                        "hash_0": _signed(marks.hash[:, 0]),
+                        "hash_1": _signed(marks.hash[:, 1]),
+                        "place": _sortable(order),
+                        "unit": np.full(len(row), unit, np.int32),
+                        "row": row,
+                        "start": marks.place[:, 0].astype(np.int64),
+                        "end": marks.place[:, 1].astype(np.int64),
+                    }
+                    yield from _batches(pa.table(columns))
+
+
+@dataclass(frozen=True)
+class DecidePieces:
+    """Decides the pieces of a partition; all of one hash are in one."""
+
+    step: PieceStep
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yields SPANS."""
+        parts = [batch for batch in batches if batch.num_rows]
+        if not parts:
+            return
+        table = pa.Table.from_batches(parts).combine_chunks()
+        column = {name: table.column(name).combine_chunks() for name in table.column_names}
+        hashes = [column[f"hash_{i}"].to_numpy().view(np.uint64) for i in (0, 1)]
+        place = np.stack([column[name].to_numpy() for name in ("start", "end")], axis=1)
+        spans = self.step.decide(
+            np.stack(hashes, axis=1),
+            _words(column["place"]),
+            place,
+            column["unit"].to_numpy(),
+            column["row"].to_numpy(),
+        )
+        matched = spans.column("matched").cast(pa.binary())
+        yield from _batches(spans.set_column(4, "matched", matched))
 
 
 def _words(places: pa.Array) -> np.ndarray:
@@ -200,12 +260,13 @@ class WriteVerdicts:
     """Writes a partition's verdicts as one file; all of a unit's are in one partition."""
 
     folder: str
+    schema: pa.Schema
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yields how many there were."""
         parts = [batch for batch in batches if batch.num_rows]
-        table = pa.Table.from_batches(parts, parts[0].schema if parts else VERDICTS)
+        table = pa.Table.from_batches(parts, parts[0].schema if parts else self.schema)
         if table.num_rows:
             first = int(table.column("unit")[0].as_py())
-            save_verdicts(Path(self.folder) / f"{first:05d}.arrow", table.cast(VERDICTS))
+            save_verdicts(Path(self.folder) / f"{first:05d}.arrow", table.cast(self.schema))
         yield pa.RecordBatch.from_pydict({"rows": pa.array([table.num_rows], pa.int64())})

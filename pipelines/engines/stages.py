@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from pipelines.atomic import written, written_folder
 from pipelines.dataset import file_entry, write_json
-from pipelines.document import id_words
 from pipelines.engines.job import Job
-from pipelines.engines.key_files import bucket_slice, load_keys, merge_keys, save_keys
+from pipelines.engines.key_files import KeyWriter, bucket_slice, load_keys, merge_keys
+from pipelines.engines.mark_files import MarkWriter
 from pipelines.engines.phase_files import kept_batches, phase_batches, save_verdicts, unit_verdicts
 from pipelines.engines.stretch import (
     ROW,
@@ -35,10 +35,11 @@ from pipelines.engines.stretch import (
 )
 from pipelines.engines.taken_down import without
 from pipelines.evaluate import run_step, scatter
-from pipelines.global_step import GroupStep, Keys, PairStep
+from pipelines.global_step import GroupStep, PairStep, verdict_schema
 from pipelines.layout import TAKEN_DOWN
 from pipelines.readers.reader import Tally
 from pipelines.removal import RemovalWriter, removal_file
+from pipelines.span_step import SpanStep
 from pipelines.statistics import Statistics
 from pipelines.step import Step
 
@@ -56,7 +57,9 @@ def warm_up(job: Job) -> None:
     for steps, step in job.recipe.phases():
         for part in steps:
             batch = run_step(part, batch)
-        if step is not None:
+        if isinstance(step, SpanStep):
+            step.marks(batch)
+        elif step is not None:
             step.keys(batch)
         if isinstance(step, PairStep):
             step.sets(batch)
@@ -73,9 +76,10 @@ def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:
         return json.loads((folder / "record.json").read_text("utf-8"))
     step = job.global_step(phase)
     tally = Tally()
-    keys: list[Keys] = []
     documents = 0
     with written_folder(folder) as temporary:
+        marks = isinstance(step, SpanStep)
+        keys = MarkWriter(temporary, step) if marks else KeyWriter(temporary, step)
         with ExitStack() as stack:
             writers: dict[str, pa.ipc.RecordBatchFileWriter] = {}
             for stretch in _stretches(job, phase, unit, tally):
@@ -88,13 +92,9 @@ def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:
                         writer = pa.ipc.new_file(sink, batch.schema)
                         writers[part] = stack.enter_context(writer)
                     writers[part].write_batch(batch)
-                group, rank, *size = step.keys(stretch.kept)
-                ids = id_words(stretch.kept.column("id"))
-                row = stretch.kept.column(0).to_numpy()
-                keys.append(Keys(group, rank, ids, row, *size))
-        merged = merge_keys(keys)
-        save_keys(temporary, merged, isinstance(step, GroupStep))
-        record = {"documents": documents, "keys": len(merged.row)}
+                keys.add(stretch.kept)
+            keys.close()
+        record = {"documents": documents, "keys": keys.count}
         record |= {"records": dict(tally.records), "digests": tally.digests}
         write_json(temporary / "record.json", record)
     return record
@@ -186,7 +186,7 @@ def _stretches(job: Job, phase: int, unit: int, tally: Tally) -> Iterator[Stretc
             yield without(job, stretch) if job.takedown else stretch
         return
     step = job.global_step(phase - 1)
-    verdicts = unit_verdicts(job.verdicts(phase - 1), unit)
+    verdicts = unit_verdicts(job.verdicts(phase - 1), unit, verdict_schema(step))
     for kept in kept_batches(job.phase_folder(phase - 1, unit)):
         yield judged_stretch(job, steps, step, kept, verdicts)
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.document import ERROR, KEY, document_ids, id_words
+from pipelines.engines.cut import cut_batch
 from pipelines.engines.job import Job
 from pipelines.evaluate import evaluate, scatter
 from pipelines.global_step import GlobalStep, PairStep
@@ -21,6 +22,7 @@ from pipelines.layout import (
     SKIPPED,
 )
 from pipelines.readers.reader import Tally
+from pipelines.span_step import SpanStep
 from pipelines.step import Step
 
 ROW = pa.field("row", pa.int64())
@@ -70,9 +72,13 @@ def judged_stretch(
         steps: the row-local steps that follow.
         step: the global step.
         kept: what the phase before kept, `row` first.
-        verdicts: the unit's VERDICTS, in order of row.
+        verdicts: the unit's verdicts, in order of row.
     """
     rows = kept.column(0).to_numpy()
+    batch = kept.select(kept.schema.names[1:])
+    if isinstance(step, SpanStep):
+        batch, ledger = cut_batch(step, batch, rows, verdicts)
+        return _stretch(job, steps, batch, rows, pa.nulls(len(rows), pa.string()), ledger)
     named = np.asarray(verdicts.column("row"))
     place = np.searchsorted(named, rows)
     found = place < len(named)
@@ -88,7 +94,6 @@ def judged_stretch(
         ledger[step.rule + COMPONENT_ID] = column["component_id"]
         ledger[step.rule + COMPONENT_SIZE] = pc.fill_null(column["component_size"], 1)
     gone_by = pc.if_else(dropped, step.rule, pa.scalar(None, pa.string()))
-    batch = kept.select(kept.schema.names[1:])
     return _stretch(job, steps, batch, rows, gone_by, ledger)
 
 

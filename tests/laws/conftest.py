@@ -15,7 +15,17 @@ def corpus(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="session")
 def reference(corpus, tmp_path_factory) -> Path:
     """The dataset of an undisturbed run with one worker."""
-    out = tmp_path_factory.mktemp("reference") / "out"
-    result = run("curate", f"{RECIPES}:small", *corpus, "--out", str(out), "--workers", "1")
+    return undisturbed("small", corpus, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def spans_reference(corpus, tmp_path_factory) -> Path:
+    """The same of the recipe that cuts spans."""
+    return undisturbed("spans", corpus, tmp_path_factory)
+
+
+def undisturbed(recipe: str, corpus: list[str], tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp(recipe) / "out"
+    result = run("curate", f"{RECIPES}:{recipe}", *corpus, "--out", str(out), "--workers", "1")
     assert result.returncode == 0, result.stderr
     return out

@@ -10,6 +10,8 @@ from pipelines.clean import CleanText
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.fuzzy import FuzzyDedup
 from pipelines.dedup.keep import Longest
+from pipelines.dedup.pieces import PieceDedup
+from pipelines.dedup.substring import SubstringDedup
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe
 from pipelines.step import Cut, Step
@@ -29,6 +31,26 @@ def small() -> Recipe:
             FuzzyDedup(keep=(Longest(),)),
         ),
     )
+
+
+def spans() -> Recipe:
+    """Lines and substrings cut across units, then duplicates of what is left."""
+    return Recipe(
+        "spans",
+        (JsonlReader(),),
+        (
+            GopherQuality(min_words=5, min_stop_words=1),
+            PieceDedup(min_bytes=36, min_documents=2, keep=(Longest(),)),
+            SubstringDedup(min_bytes=40, bounds="sentence"),
+            ExactDedup(keep=(Longest(),)),
+        ),
+    )
+
+
+def pieces() -> Recipe:
+    """Lines and paragraphs, on any engine."""
+    lines = PieceDedup(min_bytes=36, min_documents=2, keep=(Longest(),))
+    return Recipe("pieces", (JsonlReader(),), (lines, PieceDedup("paragraph", min_bytes=200)))
 
 
 def no_dedup() -> Recipe:

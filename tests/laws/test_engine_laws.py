@@ -22,16 +22,32 @@ def curate(recipe: str, arguments: list[str], out: Path, *more: str) -> subproce
     return run("curate", f"{RECIPES}:{recipe}", *arguments, "--out", str(out), *more)
 
 
-def test_one_and_four_workers_give_the_same_bytes(corpus, reference, tmp_path):
-    result = curate("small", corpus, tmp_path / "out", "--workers", "4")
+RUNS = pytest.mark.parametrize(
+    ("recipe", "undisturbed"), [("small", "reference"), ("spans", "spans_reference")]
+)
+
+
+@RUNS
+@pytest.mark.parametrize("setting", [("--workers", "4"), ("--memory", "1GiB")], ids=" ".join)
+def test_more_workers_and_less_memory_give_the_same_bytes(
+    corpus, recipe, undisturbed, setting, tmp_path, request
+):
+    reference = request.getfixturevalue(undisturbed)
+    result = curate(recipe, corpus, tmp_path / "out", *setting)
     assert result.returncode == 0, result.stderr
     assert digest(tmp_path / "out") == digest(reference)
 
 
-def test_less_memory_gives_the_same_bytes(corpus, reference, tmp_path):
-    result = curate("small", corpus, tmp_path / "out", "--memory", "1GiB")
-    assert result.returncode == 0, result.stderr
-    assert digest(tmp_path / "out") == digest(reference)
+def test_spans_are_cut_by_both_steps_and_name_documents(spans_reference):
+    ledger = pq.read_table(sorted((spans_reference / "ledger").glob("*.parquet"))).to_pylist()
+    ids = {row["id"] for row in ledger}
+    for name in ("duplicate_line", "duplicate_substring"):
+        spans = [span for row in ledger for span in row[f"{name}_spans"] or ()]
+        assert len(spans) > 100
+        assert {span["matched_id"] for span in spans} <= ids
+        assert all(span["start"] < span["end"] for span in spans)
+    emptied = [row for row in ledger if row["dropped_by"] == "no_text" and not row["error"]]
+    assert any(row["n_duplicate_line_spans"] for row in emptied)
 
 
 def test_documents_are_conserved_and_have_one_ledger_row_each(corpus, reference):
@@ -65,34 +81,42 @@ def test_dropped_duplicates_name_a_document_that_was_kept(reference):
     assert all(row["matched_id"] in kept and row["similarity"] == 1.0 for row in rows)
 
 
-def outputs(out: Path) -> int:
-    """How many stage outputs are finished."""
+def outputs(out: Path, arrays: bool = False) -> int:
+    """How many stage outputs are finished, or begun if arrays count."""
     files = [
         Path(folder) / name
         for folder, _, names in os.walk(out / ".work")  # unlike rglob it bears vanishing folders
         for name in names
     ]
-    return sum(f.suffix == ".arrow" or f.suffix == ".json" for f in files)
+    kinds = (".arrow", ".json", *([".npy"] if arrays else []))
+    return sum(file.suffix in kinds for file in files)
 
 
+@RUNS
 @pytest.mark.slow
-def test_kill_at_twenty_moments_of_the_work_gives_the_same_bytes(corpus, reference, tmp_path):
+def test_kill_at_twenty_moments_of_the_work_gives_the_same_bytes(
+    corpus, recipe, undisturbed, tmp_path, request
+):
     rng = random.Random(7)
-    want = digest(reference)
+    want = digest(request.getfixturevalue(undisturbed))
+    arrays = recipe == "spans"  # its stages write arrays between their batches
     kills, rounds, moments = 0, 0, []
     while kills < 20:
         out = tmp_path / f"round-{rounds}"
         rounds += 1
         while True:
             process = subprocess.Popen(
-                command("curate", f"{RECIPES}:small", *corpus, "--out", str(out), "--workers", "2"),
+                command(
+                    *("curate", f"{RECIPES}:{recipe}", *corpus),
+                    *("--out", str(out), "--workers", "2"),
+                ),
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )
-            goal = outputs(out) + rng.randint(0, 12)
-            while process.poll() is None and kills < 20 and outputs(out) < goal:
+            goal = outputs(out, arrays) + rng.randint(0, 60 if arrays else 12)
+            while process.poll() is None and kills < 20 and outputs(out, arrays) < goal:
                 time.sleep(0.002)
             time.sleep(rng.random() * 0.15)
             if process.poll() is None and kills < 20:
@@ -102,7 +126,7 @@ def test_kill_at_twenty_moments_of_the_work_gives_the_same_bytes(corpus, referen
                     process.kill()  # only the parent: workers must end by themselves
                 process.communicate()
                 kills += 1
-                moments.append(outputs(out))
+                moments.append(outputs(out, arrays))
                 assert not (out / "manifest.json").exists() or digest(out) == want
             else:
                 _, errors = process.communicate(timeout=300)
@@ -298,9 +322,10 @@ def test_files_that_no_reader_claims_are_refused_alone_and_listed_among_others(t
     assert json.loads(among.stdout)["unread_examples"] == ["image.bin"]
 
 
-def test_a_file_without_documents_stops_the_run(tmp_path):
+@pytest.mark.parametrize("recipe", ["no_dedup", "small", "spans"])
+def test_a_file_without_documents_stops_the_run(recipe, tmp_path):
     (tmp_path / "blank.jsonl").write_text("\n\n")
-    result = curate("no_dedup", ["--source", str(tmp_path / "blank.jsonl")], tmp_path / "out")
+    result = curate(recipe, ["--source", str(tmp_path / "blank.jsonl")], tmp_path / "out")
     assert result.returncode == 1
     assert "no documents at all" in result.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()

@@ -84,6 +84,23 @@ def test_local_threads_give_the_same_bytes(corpus, reference, tmp_path):
 
 
 @pytest.mark.slow
+def test_pieces_are_cut_on_threads_as_by_the_local_engine(corpus, tmp_path):
+    alone = run("curate", f"{RECIPES}:pieces", *corpus, "--out", str(tmp_path / "local"))
+    assert alone.returncode == 0, alone.stderr
+    result = curate_on("local[2]", "pieces", corpus, tmp_path / "spark")
+    assert result.returncode == 0, result.stderr
+    assert digest(tmp_path / "spark") == digest(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_what_runs_on_the_local_engine_only_is_refused_before_anything_moves(corpus, tmp_path):
+    result = curate_on("local[2]", "spans", corpus, tmp_path / "out")
+    assert result.returncode == 2
+    assert "SubstringDedup does not run on the spark engine" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_a_failing_task_says_what_it_said(tmp_path):
     source = tmp_path / "in"
     source.mkdir()

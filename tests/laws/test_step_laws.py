@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +17,17 @@ import filters
 import pipelines
 from pipelines.dedup.vector_walk import walk_vectors
 from pipelines.dedup.walk import Candidates, lined_up, verdicts, walk_line
-from pipelines.document import CONTENT, CONTENT_TYPE, RESERVED, document_ids
-from pipelines.global_step import VERDICTS, GlobalStep, GroupStep, Keys, PairStep, VectorStep
+from pipelines.document import CONTENT, CONTENT_TYPE, RESERVED, document_ids, id_words
+from pipelines.global_step import (
+    VERDICTS,
+    DropStep,
+    GlobalStep,
+    GroupStep,
+    Keys,
+    PairStep,
+    VectorStep,
+)
+from pipelines.span_step import SPANS, Marks, PieceStep, SpanStep, WindowStep, span_columns
 from pipelines.step import Editor, Filter, Step
 from tests.laws.step_parameters import CLASSIFIER, INPUTS, PARAMETERS, write_files
 
@@ -32,13 +42,15 @@ def all_steps() -> list[Step]:
         queue.extend(step.__subclasses__())
         if step.__module__.split(".")[0] in ("pipelines", "filters"):
             found.append(step)
-    abstract = (Step, Filter, Editor, GroupStep, PairStep, VectorStep)
+    abstract = (Step, Filter, Editor, GroupStep, PairStep, VectorStep, PieceStep, WindowStep)
     concrete = sorted((s for s in found if s not in abstract), key=lambda s: s.__name__)
     return [s(**given) for s in concrete for given in PARAMETERS.get(s.__name__, ({},))]
 
 
 STEPS = [step for step in all_steps() if not isinstance(step, GlobalStep)]
 GLOBAL_STEPS = [step for step in all_steps() if isinstance(step, GlobalStep)]
+DROP_STEPS = [step for step in GLOBAL_STEPS if isinstance(step, DropStep)]
+SPAN_STEPS = [step for step in GLOBAL_STEPS if isinstance(step, SpanStep)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,6 +126,8 @@ def test_steps_are_found():
         "GopherQuality",
         "GopherRepetition",
         "HtmlText",
+        "PieceDedup",
+        "SubstringDedup",
         "LanguageId",
         "DatatroveFilter",
         "DatatroveFormatter",
@@ -174,12 +188,10 @@ def test_filter_rules_name_columns_and_parameters(step):
         assert hasattr(step, rule.threshold)
 
 
-@pytest.mark.parametrize("step", GLOBAL_STEPS, ids=lambda step: step.name)
+@pytest.mark.parametrize("step", DROP_STEPS, ids=lambda step: step.name)
 @given(batch=batches(0, 14), seed=st.integers(0, 99), cut=st.integers(0, 14))
 @settings(max_examples=40)
 def test_global_step_does_not_depend_on_order_or_batches(step, batch, seed, cut):
-    from pipelines.document import id_words
-
     def keys_of(part):
         group, rank, *_ = step.keys(part)
         return group, rank
@@ -227,3 +239,38 @@ def decided_by_vectors(step: VectorStep, keys: Keys, batch: pa.RecordBatch) -> l
     found = walk_vectors(vectors[rows], step.least())
     heads = np.where(found.anchors < 0, -1, rows[found.anchors])
     return sorted(zip(rows.tolist(), heads.tolist(), found.millionths.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("step", SPAN_STEPS, ids=lambda step: step.name)
+@given(batch=batches(0, 14), seed=st.integers(0, 99), cut=st.integers(0, 14))
+@settings(max_examples=40)
+def test_span_step_does_not_depend_on_order_or_batches(step, batch, seed, cut):
+    parts = [step.marks(batch.slice(0, cut)), step.marks(batch.slice(cut))]
+    parts[1] = parts[1]._replace(document=parts[1].document + min(cut, batch.num_rows))
+    whole = step.marks(batch)
+    for one, other, all_of_it in zip(*parts, whole, strict=True):
+        assert np.concatenate([one, other]).tolist() == all_of_it.tolist()
+    ranks = [step.rank(batch.slice(0, cut)), step.rank(batch.slice(cut))]
+    assert (np.concatenate(ranks) == step.rank(batch)).all()
+    sizes = pc.fill_null(pc.binary_length(batch.column("text")), 0).to_numpy()
+    assert (whole.place >= 0).all()
+    assert (whole.place <= sizes[whole.document, None]).all()
+    if isinstance(step, PieceStep):
+        order = np.concatenate([step.rank(batch), id_words(batch.column("id"))], axis=1)
+        shuffle = np.random.default_rng(seed).permutation(len(whole.document))
+        assert decided(step, whole, order) == decided(
+            step, Marks(*(column[shuffle] for column in whole)), order
+        )
+
+
+def decided(step: PieceStep, marks: Marks, order: np.ndarray) -> list[dict]:
+    row = marks.document.astype(np.int64)
+    unit = np.zeros(len(row), np.int32)
+    found = step.decide(marks.hash, order[marks.document], marks.place, unit, row)
+    assert found.schema == SPANS
+    return found.sort_by([("row", "ascending"), ("start", "ascending")]).to_pylist()
+
+
+@pytest.mark.parametrize("step", SPAN_STEPS, ids=lambda step: step.name)
+def test_span_step_adds_the_text_and_the_columns_of_its_name(step):
+    assert step.adds == span_columns(step.spans)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from pipelines.dataset import Dataset
 from pipelines.dedup.exact import ExactDedup
 from pipelines.dedup.fuzzy import FuzzyDedup
 from pipelines.dedup.keep import Highest, Longest, Oldest, Order
+from pipelines.dedup.minhash import Shingles
+from pipelines.dedup.pieces import PieceDedup
+from pipelines.dedup.substring import SubstringDedup
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe, Source
 from pipelines.step import Cut
@@ -34,8 +37,21 @@ POLICIES: dict[str, tuple[Order, ...]] = {
 SETTINGS = Settings(workers=1, memory=2 << 30)
 
 
+Make = Callable[[tuple[Order, ...]], Recipe]
+
+
 def recipe(keep: tuple[Order, ...]) -> Recipe:
     steps = (ExactDedup(keep=keep), Cut(), FuzzyDedup(keep=keep))
+    return Recipe("snapshots", (JsonlReader(columns=("score",)),), steps)
+
+
+def span_recipe(keep: tuple[Order, ...]) -> Recipe:
+    steps = (
+        PieceDedup(min_bytes=12, keep=keep),
+        ExactDedup(keep=keep),
+        SubstringDedup(min_bytes=24, bounds="line", keep=keep),
+        FuzzyDedup(min_similarity=0.6, shingles=Shingles(size=2), keep=keep),
+    )
     return Recipe("snapshots", (JsonlReader(columns=("score",)),), steps)
 
 
@@ -49,6 +65,21 @@ def documents(rng: random.Random, number: int, starts: Sequence[int] = STARTS) -
         start = rng.choice(starts)
         words = [f"w{i}" for i in range(start, start + rng.choice([60, 60, 62, 66]))]
         row = {"text": " ".join(words), "date": f"2020-01-{rng.randrange(1, 28):02d}"}
+        rows.append(row | {"score": rng.randrange(3)})
+    return rows
+
+
+def pages(rng: random.Random, number: int) -> list[dict]:
+    """Makes documents that share lines, runs of short lines and most of their words."""
+    rows = []
+    for _ in range(number):
+        lines = [f"v{rng.randrange(4)} v{rng.randrange(4)}" for _ in range(rng.randrange(3, 9))]
+        if rng.random() < 0.7:
+            lines.insert(0, f"a line of which there are {rng.randrange(6)} kinds")
+        if rng.random() < 0.5:
+            start = rng.randrange(4)
+            lines += [f"short {i}" for i in range(start, start + 7)]
+        row = {"text": "\n".join(lines), "date": f"2020-01-{rng.randrange(1, 28):02d}"}
         rows.append(row | {"score": rng.randrange(3)})
     return rows
 
@@ -68,53 +99,67 @@ def state(chain: list[Path]) -> tuple[dict, dict, dict]:
             kind: [row for batch in Dataset(path).batches(kind) for row in batch.to_pylist()]
             for kind in ("retractions", "revivals", "redropped", "amendments")
         }
+        gone = {row["id"] for row in rows["retractions"] if row["dropped_by"]}
+        back = {row["id"] for row in rows["revivals"]}
+        rewritten = {row["id"]: row for row in rows["retractions"] if not row["dropped_by"]}
+        assert not gone & back
+        assert rewritten.keys() <= back
+        for i, row in rewritten.items():
+            assert row["text"] == kept[i]["text"]
         for row in rows["retractions"]:
             assert row["id"] in kept
             del kept[row["id"]]
         for row in rows["revivals"]:
             assert row["id"] not in kept
-            del dropped[row["id"]]
+            if row["id"] not in rewritten:
+                del dropped[row["id"]]
+            else:
+                assert row["text"] != rewritten[row["id"]]["text"]
             kept[row["id"]] = row
         for row in rows["redropped"]:
-            assert dropped[row["id"]]["dropped_by"] != row["dropped_by"]
+            assert any(dropped[row["id"]][name] != row[name] for name in ("dropped_by", "text"))
         for row in rows["amendments"]:
             assert ledger[row["id"]] != row
         for kind, into in (("data", kept), ("dropped", dropped), ("ledger", ledger)):
             new = [row for batch in Dataset(path).batches(kind) for row in batch.to_pylist()]
             assert not {row["id"] for row in new} & set(into)
             into |= {row["id"]: row for row in new}
-        dropped |= {row["id"]: row for row in [*rows["retractions"], *rows["redropped"]]}
+        dropped |= {row["id"]: row for row in rows["retractions"] if row["id"] in gone}
+        dropped |= {row["id"]: row for row in rows["redropped"]}
         ledger |= {row["id"]: row for row in rows["amendments"]}
     return kept, dropped, ledger
 
 
-def snapshots(folder: Path, parts: list[list[dict]], keep: tuple[Order, ...]) -> list[Path]:
+def snapshots(
+    folder: Path, parts: list[list[dict]], keep: tuple[Order, ...], make: Make = recipe
+) -> list[Path]:
     chain = []
     for number, rows in enumerate(parts):
         write(folder / f"s{number}.jsonl", rows)
         out = folder / f"out{number}"
         source = Source(f"s{number}", str(folder / f"s{number}.jsonl"))
         against = Settings(workers=1, memory=2 << 30, against=str(folder / "index"))
-        curate(recipe(keep), [source], out, against)
+        curate(make(keep), [source], out, against)
         chain.append(out)
     return chain
 
 
+@pytest.mark.parametrize(("make", "rows_of"), [(recipe, documents), (span_recipe, pages)])
 @pytest.mark.parametrize("policy", POLICIES)
 @given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(1, 39), min_size=1, max_size=3))
 @settings(max_examples=6)
-def test_snapshots_add_up_to_one_run_for_every_policy_and_split(policy, seed, cuts):
-    rows = documents(random.Random(seed), 40)
+def test_snapshots_add_up_to_one_run_for_every_policy_and_split(make, rows_of, policy, seed, cuts):
+    rows = rows_of(random.Random(seed), 40)
     bounds = sorted({0, *cuts, 40})
     parts = [rows[a:b] for a, b in pairwise(bounds)]
     keep = POLICIES[policy]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        chain = snapshots(folder, parts, keep)
+        chain = snapshots(folder, parts, keep, make)
         sources = [
             Source(f"s{number}", str(folder / f"s{number}.jsonl")) for number in range(len(parts))
         ]
-        batch = curate(recipe(keep), sources, folder / "batch", SETTINGS)
+        batch = curate(make(keep), sources, folder / "batch", SETTINGS)
         assert state(chain) == state([folder / "batch"])
         against = Dataset(chain[-1]).manifest["against"]
         assert against["total_kept"] == batch["kept"]

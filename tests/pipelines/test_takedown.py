@@ -29,7 +29,7 @@ from pipelines.step import Cut
 from pipelines.takedown import takedown
 from pipelines.takedown_list import read_takedown
 from tests.laws.harness import ROOT, digest, kill_at_stages
-from tests.pipelines.test_index import POLICIES, SETTINGS, STARTS, state, write
+from tests.pipelines.test_index import POLICIES, SETTINGS, STARTS, pages, span_recipe, state, write
 
 DEDUP = ("exact_duplicate", "near_duplicate")
 RECIPES = "tests/pipelines/test_takedown.py"
@@ -152,6 +152,21 @@ def test_chain_with_takedowns_is_one_run_with_their_lists(policy, seed, events):
         compact(chain, folder / "from-chain")
         compact([whole], folder / "from-batch")
         assert digest(folder / "from-chain") == digest(folder / "from-batch")
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_spans_that_were_cut_in_favour_of_what_is_taken_down_come_back(copies, tmp_path):
+    rng, of = random.Random(2), span_recipe((Longest(),))
+    chain, lists = [snapshot(tmp_path, 0, pages(rng, 20), of)], []
+    for number in range(2):
+        names = rng.sample(sorted(state(chain)[0]), 3)
+        chain.append(take(tmp_path, number, names, of, copies))
+        lists.append(chain[-1])
+        if not number:
+            chain.append(snapshot(tmp_path, 1, pages(rng, 12), of))
+    rewritten = [row for part in chain for row in rows(part, "retractions") if row["text"]]
+    assert any(row["dropped_by"] is None for row in rewritten)
+    assert state(chain) == state([batch(tmp_path, 2, lists, of)])
 
 
 def words(start: int, stop: int) -> str:
