@@ -98,6 +98,7 @@ def write_traces(recipe: SynthRecipe, out: Path, found: Iterator[Trace]) -> dict
     return _counts(recipe, outcomes, sizes, broken) | {
         "gristmill": version("gristmill"),
         "signals": {name: {"step": "verify", "text": "generated"} for name in SIGNALS.names},
+        "cuts": [],
         "files": sorted(files, key=lambda entry: entry["path"]),
         "identity": fingerprint({"files": [entry["sha256"] for entry in files]}),
     }
