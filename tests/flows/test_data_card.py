@@ -11,6 +11,7 @@ from filters.gopher_quality import GopherQuality
 from flows.data_card import hub_licence, make_card, size_category, survey
 from pipelines.curate import Settings, curate
 from pipelines.dataset import Dataset
+from pipelines.dedup.pieces import PieceDedup
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe, Source
 
@@ -70,6 +71,21 @@ def test_head_names_configurations_counts_features_and_licences(dataset, card):
     assert head.license == ["apache-2.0", "unknown"]
     assert head.language is None
     assert head.size_categories == ["n<1K"]
+
+
+def test_body_tells_what_was_cut(tmp_path, card):
+    text = "\n".join(["a line that every one of these pages has", "and a line of page {}"])
+    lines = [json.dumps({"text": text.format(i)}) + "\n" for i in range(5)]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    recipe = Recipe("pages", (JsonlReader(),), (PieceDedup(min_bytes=20),))
+    curate(recipe, [Source("s", str(tmp_path))], tmp_path / "out", Settings(workers=1))
+    dataset = Dataset(tmp_path / "out")
+    (head, row) = tables(make_card(dataset, "me/pages", survey(dataset, ("data", "ledger"))))[
+        "What was cut"
+    ]
+    assert head[1] == "column of the ledger"
+    assert row == ["PieceDedup", "`duplicate_line_spans`", "4", "4", "164 B"]
+    assert "What was cut" not in tables(card)
 
 
 def test_body_tells_steps_funnel_sources_and_limits_of_the_manifest(dataset, card):
