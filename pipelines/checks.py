@@ -1,11 +1,20 @@
 """The checks between the last stage and the commit: conservation and loud no-ops (laws 2 and 6)."""
 
+from collections.abc import Iterator
 from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipelines.blast_radius import examples
 from pipelines.engines.job import Job
 from pipelines.layout import ERROR_RULE, TAKEN_DOWN
-from pipelines.statistics import skipped
+from pipelines.limits import Limit
+from pipelines.span_step import SpanStep
+from pipelines.statistics import KEPT, skipped
+
+EXAMPLES = 3
+"""Documents that are named where a step cuts too much."""
 
 
 def check_counts(job: Job, records: list[dict[str, Any]], counts: dict[str, Any]) -> None:
@@ -53,6 +62,45 @@ def check_counts(job: Job, records: list[dict[str, Any]], counts: dict[str, Any]
     for rule in job.recipe.must_fire:
         if not any(source["broken"].get(rule) for source in counts.values()):
             raise RuntimeError(f"{name}: rule {rule} must fire and dropped nothing")
+
+
+def check_cuts(job: Job, counts: dict[str, Any]) -> None:
+    """Stops a run in which a step cuts more of a source's text than its max_share.
+
+    The text is what it cut and what is left of the kept documents, in bytes.
+
+    Raises:
+        RuntimeError: says of which source how much, with examples.
+    """
+    for step in job.recipe.steps:
+        if not isinstance(step, SpanStep):
+            continue
+        limit = Limit("source", step.max_share)
+        for source, found in counts.items():
+            cut = found["cut"].get(step.spans, [0, 0, 0])[2]
+            text = cut + found["outcome"].get(KEPT, [0, 0])[1]
+            if found["documents"] >= limit.min_documents and cut > step.max_share * text:
+                raise RuntimeError(
+                    f"{job.recipe.name}: {step.name} would cut {cut} of {text} bytes of source "
+                    f"{source} ({100 * cut / text:.1f}%); the limit is {100 * step.max_share:g}%. "
+                    f"Nothing is committed. If this is right, write {step.name}.max_share = 1 "
+                    f"beside the recipe and run the same command again: only the checks are "
+                    f"repeated.\nExamples:\n" + "\n".join(_first_cut(job, step.spans, source))
+                )
+
+
+def _first_cut(job: Job, name: str, source: str) -> Iterator[str]:
+    left = EXAMPLES
+    columns = ["id", "source", "origin", f"{name}_bytes", f"n_{name}_spans"]
+    for path in sorted((job.out / "ledger").glob("*.parquet")):
+        table = pq.read_table(path, columns=columns)
+        mine = pc.and_(pc.equal(table["source"], source), pc.greater(table[columns[3]], 0))
+        for row in table.filter(mine).slice(0, left).to_pylist():
+            place = f"{row['id']} {row['origin']['path']}"
+            yield f"{place}: {row[columns[3]]} bytes cut in {row[columns[4]]} spans"
+            left -= 1
+        if not left:
+            return
 
 
 def silent_rules(job: Job, counts: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import pipelines.without_pandas  # noqa: F401
 from pipelines.atomic import sweep
 from pipelines.blast_radius import check_removal
-from pipelines.checks import check_counts
+from pipelines.checks import check_counts, check_cuts
 from pipelines.dataset import MANIFEST, WORK, Dataset, write_json
 from pipelines.engines.amend import KINDS, amend_unit
 from pipelines.engines.engine import Engine
@@ -127,6 +127,7 @@ def curate(
         records, amended = run_job(job, settings)
         counts = merged(record["statistics"] for record in records)
         check_counts(job, records, counts)
+        check_cuts(job, counts)
         removal = check_removal(job)
         manifest = make_manifest(job, sources, identity, mark, records, counts, amended)
         manifest["removal"] = removal

@@ -56,6 +56,8 @@ class PieceStep(Step):
 
     spans: ClassVar[str] = ""
     """The NAME of its columns."""
+    max_share: ClassVar[float] = 0.95
+    """Above this share of the text of a source (of 1,000 documents or more) the run stops."""
     engines: ClassVar[tuple[str, ...]] = ("local", "spark")
     """Where it runs."""
 
@@ -97,6 +99,8 @@ class WindowStep(Step):
 
     spans: ClassVar[str] = ""
     """The NAME of its columns."""
+    max_share: ClassVar[float] = 0.95
+    """Above this share of the text of a source (of 1,000 documents or more) the run stops."""
     engines: ClassVar[tuple[str, ...]] = ("local",)
     """Where it runs."""
 

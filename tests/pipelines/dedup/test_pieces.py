@@ -1,15 +1,20 @@
 """Line and paragraph dedup against a walk over all pieces with a set."""
 
+import json
 import re
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.curate import Settings, curate
 from pipelines.dedup.keep import Longest
 from pipelines.dedup.pieces import PieceDedup
+from pipelines.readers.jsonl import JsonlReader
+from pipelines.recipe import Recipe, Source
 from tests.pipelines.dedup.span_harness import run_stages
 
 
@@ -93,3 +98,18 @@ def test_pieces_are_cut_as_a_walk_over_all_of_them_cuts(files, step, parts, run_
         assert row[f"{name}_bytes"] == sum(s["end"] - s["start"] for s in spans[i])
         assert row["after"] == left[i]
         assert row["dropped_by"] == (None if left[i].strip() else "no_text")
+
+
+def test_step_that_cuts_most_of_a_source_stops_the_run(tmp_path, monkeypatch):
+    texts = [f"{number}\n" + "the same long line on every page\n" * 3 for number in range(1_000)]
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    recipe = Recipe("pages", (JsonlReader(),), (PieceDedup(min_bytes=20),))
+    source = Source("site", str(tmp_path / "in.jsonl"))
+    wanted = "PieceDedup would cut 98967 of .* of source site"
+    with pytest.raises(RuntimeError, match=wanted) as stop:
+        curate(recipe, [source], tmp_path / "out", Settings(workers=1))
+    assert str(stop.value).count("99 bytes cut in 3 spans") >= 2
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.setattr(PieceDedup, "max_share", 1.0)
+    assert curate(recipe, [source], tmp_path / "out", Settings(workers=1))["kept"] == 1_000
