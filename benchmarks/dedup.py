@@ -2,10 +2,11 @@
 
 All read the same Parquet text, sign, find pairs and write what is left; ours also verifies every
 pair and writes a ledger. The peers run on a prefix, since they are slow; gristmill on that prefix
-and, five times, on all of it. What one removes and another does not is explained by the exact Jaccard index of
-all pairs of the prefix, on our shingles. Recall and false removals are against the walk on the
-exact Jaccard graph of ../shared/data/licences. text-dedup and rensa want an environment of their
-own, with Python 3.12 (`pip install text-dedup==0.4.1 rensa==0.5.0`); its Python is `--peers`.
+and, five times, on all of it. What one removes and another does not is explained by the exact
+Jaccard index of all pairs of the prefix, on our shingles. Recall and false removals are against the
+walk on the exact Jaccard graph of ../shared/data/licences. text-dedup and rensa want an environment
+of their own, with Python 3.12 (`pip install text-dedup==0.4.1 rensa==0.5.0`); its Python is
+`--peers`.
 
     python -m benchmarks.dedup --peers PYTHON [--megabytes 500] [--prefix 30]
 """

@@ -35,7 +35,8 @@ def save_sets(target: Path, step: PairStep, phase_folder: Path, rows: np.ndarray
                 mine = batch.column(0).to_numpy()
                 chosen = np.flatnonzero(np.isin(mine, rows, assume_unique=True))
                 if len(chosen):
-                    offsets, values = step.sets(batch.take(pa.array(chosen)))
+                    read = batch.select(list(step.reads)).take(pa.array(chosen))
+                    offsets, values = step.sets(read)
                     sizes.append(np.diff(offsets))
                     values.tofile(stream)
         np.save(temporary / "rows.npy", rows)
