@@ -1,6 +1,6 @@
 """Semantic dedup beside SemDeDup as published, and embeddings beside sentence-transformers.
 
-200,000 vectors of 384 values around 2,000 topics, of which one in five is a copy of an earlier one
+Vectors of 384 values around 2,000 topics, of which one in five is a copy of an earlier one
 with a cosine between 0.9 and 1. All read the same Parquet. The peer makes sqrt(n) clusters, larger
 ones do not fit into its memory; ours runs with these and with its own. It also compares exactly and
 writes documents and a ledger. Recall is the share of the documents that a walk over all pairs
