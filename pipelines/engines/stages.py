@@ -44,8 +44,6 @@ from pipelines.statistics import Statistics
 from pipelines.step import Step
 
 PARTS = ("kept", "dropped", "ledger")
-UNIQUE = ("id", "text", "origin.content_hash")
-"""Columns of which hardly any two rows are equal."""
 
 
 def warm_up(job: Job) -> None:
@@ -219,28 +217,7 @@ def _join_ledgers(job: Job, ledgers: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer as the Hub likes it: an edited dataset shares most chunks with its old version.
-
-    Texts get no dictionary: it is given up after 1 MB, and trying costs a fifth of the writing.
-    """
-    repeated = [path for field in schema for path in _leaves(field) if path not in UNIQUE]
+    """A writer as the Hub likes it: an edited dataset shares most chunks with its old version."""
     return pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        use_dictionary=repeated,  # pyright: ignore[reportArgumentType] (a list is fine)
-        write_page_index=True,
-        use_content_defined_chunking=True,
+        path, schema, compression="zstd", write_page_index=True, use_content_defined_chunking=True
     )
-
-
-def _leaves(field: pa.Field, within: str = "") -> Iterator[str]:
-    """Yields the Parquet paths of a field's columns."""
-    name, kind = within + field.name, field.type
-    if pa.types.is_struct(kind):
-        for child in kind:
-            yield from _leaves(child, f"{name}.")
-    elif pa.types.is_list(kind):
-        yield from _leaves(kind.value_field.with_name("element"), f"{name}.list.")
-    else:
-        yield name
