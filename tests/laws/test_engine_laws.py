@@ -92,6 +92,11 @@ def outputs(out: Path, arrays: bool = False) -> int:
     return sum(file.suffix in kinds for file in files)
 
 
+def committed(out: Path) -> dict[str, str]:
+    """The digest without `.work`, which is removed last."""
+    return {name: value for name, value in digest(out).items() if not name.startswith(".work/")}
+
+
 @RUNS
 @pytest.mark.slow
 def test_kill_at_twenty_moments_of_the_work_gives_the_same_bytes(
@@ -127,7 +132,7 @@ def test_kill_at_twenty_moments_of_the_work_gives_the_same_bytes(
                 process.communicate()
                 kills += 1
                 moments.append(outputs(out, arrays))
-                assert not (out / "manifest.json").exists() or digest(out) == want
+                assert not (out / "manifest.json").exists() or committed(out) == want
             else:
                 _, errors = process.communicate(timeout=300)
                 assert process.returncode == 0, errors
