@@ -1,10 +1,10 @@
 """Compiled signatures: folded words or characters of Arrow text, their n-grams, minima, bands.
 
 A first pass over the bytes writes the folded text (a table look-up a byte), a second one finds the
-edges of words, 64 bytes at a time, a third hashes words eight bytes at a time, a fourth rolls a
-polynomial over `ngram` words. The permutations run
-with the n-grams in the inner loop, so that each keeps its minimum in a register and eight of them
-fill a vector. Sets are sorted by their leading bits into buckets of one or two values.
+edges of words, a third hashes words eight bytes at a time, a fourth rolls a polynomial over `ngram`
+words. The permutations run with the n-grams in the inner loop, so that each keeps its minimum in a
+register and eight of them fill a vector. Sets are sorted by their leading bits into buckets of one
+or two values.
 """
 
 import numpy as np
@@ -14,22 +14,16 @@ from pipelines.kernel import kernel
 U = np.uint64
 SINGLE = np.uint32(1 << 31)
 """Flag of a code point that is a word of its own: scripts that write without spaces."""
-PADDING = 80
-"""Zero bytes behind a folded text: words are looked for in 64 bytes, read eight at a time."""
+PADDING = 8
+"""Zero bytes behind a folded text, whose words are read eight bytes at a time."""
 
 P1, P2, P3 = U(0x9E3779B185EBCA87), U(0xC2B2AE3D27D4EB4F), U(0x165667B19E3779F9)
 BASE = U(0xD6E8FEB86659FD93)
 WORD_START = U(0x51ED270B153A6A01)
 HIGHS = U(0x8080808080808080)
-HIGHS_TOGETHER = U(0x0102040810204080)
-"""Times the high bits of eight bytes, each moved to its byte's lowest: they come to be the top."""
-DE_BRUIJN = U(0x03F79D71B4CB0A89)
-BIT_NUMBERS = np.zeros(64, np.uint8)
-"""The number of a bit, by the top six bits of its product with DE_BRUIJN: Leiserson, Prokop and
-Randall 1998, Using de Bruijn sequences to index a 1 in a computer word."""
-for bit in range(64):
-    BIT_NUMBERS[(int(DE_BRUIJN) << bit & 2**64 - 1) >> 58] = bit
 LONG_BUCKET = 32
+LANES = 32
+"""Hashes that one turn of a permutation's compiled loop takes: four vectors of eight."""
 
 
 @kernel
@@ -119,39 +113,26 @@ def _fold(data, eights, start, stop, folds, alone, folded):
 
 
 @kernel
-def _word_edges(eights, length, edges):
+def _word_edges(folded, length, edges):
     """Writes where each word starts and where it stops, and returns how many edges there are.
 
-    Of 64 folded bytes one word of 64 bits says which are not zero; it and itself shifted by one
-    differ at the edges.
+    Every place is written, and the next one over it where there was no edge: no branch is missed.
     """
-    count = 0
+    count = U(0)
     before = U(0)
-    i = U(0)
-    while i < length:
-        within = U(0)
-        for k in range(8):
-            chunk = eights[i + U(8 * k)]
-            high = (((chunk & ~HIGHS) + ~HIGHS) | chunk) & HIGHS
-            within |= (((high >> U(7)) * HIGHS_TOGETHER) >> U(56)) << U(8 * k)
-        edge = within ^ ((within << U(1)) | before)
-        before = within >> U(63)
-        while edge != U(0):
-            low = edge & (~edge + U(1))
-            edges[count] = i + U(BIT_NUMBERS[(low * DE_BRUIJN) >> U(58)])
-            count += 1
-            edge ^= low
-        i += U(64)
-    if before != U(0):
-        edges[count] = length
-        count += 1
-    return count
+    for i in range(U(length)):
+        within = U(folded[i] != 0)
+        edges[count] = i
+        count += within ^ before
+        before = within
+    edges[count] = length
+    return np.int64(count + before)
 
 
 @kernel
-def _hash_words(eights, length, words, edges):
+def _hash_words(folded, eights, length, words, edges):
     """Writes the hash of each folded word and returns how many there are."""
-    count = _word_edges(eights, length, edges) // 2
+    count = _word_edges(folded, length, edges) // 2
     for word in range(count):
         i = edges[2 * word]
         left = edges[2 * word + 1] - i
@@ -205,7 +186,7 @@ def _shingles(data, eights, start, stop, folds, characters, ngram, scratch):
     if characters:
         count = _characters(folded, length, units)
     else:
-        count = _hash_words(folded_eights, length, units, shingles)
+        count = _hash_words(folded, folded_eights, length, units, shingles)
     size = min(ngram, count)
     if size == 0:
         return 0
@@ -261,13 +242,19 @@ def sign(
     most = 1
     for n in range(valid.size):
         most = max(most, offsets[n + 1] - offsets[n] + 1)
-    low = np.empty(most, np.uint32)
+    low = np.empty(most + LANES, np.uint32)
+    # read from 32-bit arrays, or they are multiplied with 64 bits, at a quarter of the speed
+    low_multipliers = multipliers.astype(np.uint32)
+    low_additions = additions.astype(np.uint32)
     for n in range(valid.size):
         stop = offsets[n + 1] if valid[n] else offsets[n]
         count = _shingles(data, eights, offsets[n], stop, folds, characters, ngram, scratch)
         sizes[n] = count
         for j in range(count):
             low[j] = np.uint32(shingles[j] >> U(32))
+        whole = (count + LANES - 1) // LANES * LANES
+        for j in range(count, whole):  # repeated, they change no minimum
+            low[j] = low[0]
         for band in range(bands.shape[1]):
             h = U(band + 1) * P1
             for row in range(num_rows):
@@ -278,10 +265,10 @@ def sign(
                         wide = min(wide, multipliers[number] * shingles[j] + additions[number])
                     h = _mix(h ^ wide)
                 else:
-                    a = np.uint32(multipliers[number])
-                    b = np.uint32(additions[number])
+                    a = low_multipliers[number]
+                    b = low_additions[number]
                     least = np.uint32(0xFFFFFFFF)
-                    for j in range(count):
+                    for j in range(whole):
                         least = min(least, np.uint32(a * low[j] + b))
                     h = _mix(h ^ U(least))
             bands[n, band] = h
