@@ -3,15 +3,26 @@
 Results go to stdout, everything else to stderr. Exit code 0 done, 1 failed, 2 wrong usage.
 """
 
-from flows.verbs import data, loop, training  # each adds its verbs to the application
-from flows.verbs.app import app
+from typing import TYPE_CHECKING
 
-__all__ = ["app", "data", "loop", "main", "training"]
+if TYPE_CHECKING:
+    import typer
+
+
+def application() -> "typer.Typer":
+    """Returns the application with all its verbs.
+
+    It is imported here, because every worker process imports the main module again.
+    """
+    from flows.verbs import data, loop, training  # noqa: F401 (each adds its verbs)
+    from flows.verbs.app import app
+
+    return app
 
 
 def main() -> None:
     """Entry point of the `gristmill` command."""
-    app()
+    application()()
 
 
 if __name__ == "__main__":

@@ -46,9 +46,8 @@ def word_folds(fold_digits: bool = False) -> np.ndarray:
     word = np.strings.isalpha(characters) | np.strings.isdigit(characters)
     word |= np.strings.isdecimal(characters) | np.strings.isnumeric(characters)
     for first, last in _MARKS_WITHIN:
-        for code_point in range(first, last + 1):
-            if not word[code_point] and unicodedata.category(chr(code_point))[0] == "M":
-                word[code_point] = True
+        other = (first + np.flatnonzero(~word[first : last + 1])).tolist()
+        word[[point for point in other if unicodedata.category(chr(point))[0] == "M"]] = True
     folds = np.arange(NUM_CODE_POINTS, dtype=np.uint32)
     folds[:_LAST_CASED] = np.strings.lower(characters[:_LAST_CASED]).view(np.uint32)
     folds[~word] = 0

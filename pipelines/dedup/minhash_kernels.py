@@ -285,29 +285,31 @@ def _sorted_set(shingles, count, counts, ordered, values, place):
     counts[: buckets + 1] = 0
     for j in range(count):
         counts[(shingles[j] >> shift) + U(1)] += 1
+    longest = 0
     for bucket in range(buckets):
+        longest = max(longest, counts[bucket + 1])
         counts[bucket + 1] += counts[bucket]
     for j in range(count):
         bucket = shingles[j] >> shift
         ordered[counts[bucket]] = shingles[j]
         counts[bucket] += 1
-    start = 0
-    for bucket in range(buckets):  # counts now holds where each bucket stops
-        stop = counts[bucket]
-        if stop - start > LONG_BUCKET:
-            ordered[start:stop] = np.sort(ordered[start:stop])
-        else:
-            for j in range(start + 1, stop):
-                value = ordered[j]
-                k = j
-                while k > start and ordered[k - 1] > value:
-                    ordered[k] = ordered[k - 1]
-                    k -= 1
-                ordered[k] = value
-        start = stop
+    if longest > LONG_BUCKET:
+        start = 0
+        for bucket in range(buckets):  # counts now holds where each bucket stops
+            stop = counts[bucket]
+            if stop - start > LONG_BUCKET:
+                ordered[start:stop] = np.sort(ordered[start:stop])
+            start = stop
+    for j in range(1, count):  # nearly sorted: nothing moves further than its bucket
+        value = ordered[j]
+        k = j
+        while k > 0 and ordered[k - 1] > value:
+            ordered[k] = ordered[k - 1]
+            k -= 1
+        ordered[k] = value
     for j in range(count):
-        if j == 0 or ordered[j] != ordered[j - 1]:
-            values[place] = ordered[j]
+        values[place] = ordered[j]  # and the next one over it, if that is the same
+        if j + 1 == count or ordered[j + 1] != ordered[j]:
             place += 1
     return place
 

@@ -5,6 +5,7 @@ none of them inherits threads. A worker that loses its parent ends at once, so a
 with -9 leaves nobody behind who would write into the next one.
 """
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -247,6 +248,8 @@ def _start(job: Job, stop: Any) -> None:
     global _job, _stop  # what the pool gives to a worker once, not with every item
     _job, _stop = job, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()
+    gc.enable()
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     parent = multiprocessing.parent_process()
