@@ -1,8 +1,8 @@
 """Imported once by the fork server, before it forks workers.
 
 Numba spends over a second on its first compiled call; made here, that second is spent once, and all
-workers share its memory. What is imported is never garbage, so the collector rests meanwhile; workers leave it out,
-or they would copy its pages.
+workers share its memory. What is imported is never garbage, so the collector rests meanwhile, and
+workers leave it out, or they would copy its pages.
 """
 
 import gc
