@@ -54,6 +54,12 @@ def written_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def begin_flush(descriptor: int, start: int, stop: int) -> None:
+    """Has the kernel write bytes of a file to disk from now on, so that the last flush is short."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
+
+
 def sweep(folder: Path) -> None:
     """Removes what killed processes left under temporary names, at any depth."""
     for path in folder.rglob(f"{PREFIX}*"):

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.atomic import written, written_folder
+from pipelines.atomic import begin_flush, written, written_folder
 from pipelines.dataset import file_entry, write_json
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import KeyWriter, bucket_slice, load_keys, merge_keys
@@ -79,6 +79,7 @@ def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:
         marks = isinstance(step, SpanStep)
         keys = MarkWriter(temporary, step) if marks else KeyWriter(temporary, step)
         with ExitStack() as stack:
+            sinks: dict[str, pa.OSFile] = {}
             writers: dict[str, pa.ipc.RecordBatchFileWriter] = {}
             for stretch in _stretches(job, phase, unit, tally):
                 documents += stretch.ledger.num_rows
@@ -86,10 +87,12 @@ def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:
                     batch = getattr(stretch, part)
                     if part not in writers:
                         sink = pa.OSFile(str(temporary / f"{part}.arrow"), "wb")
-                        stack.enter_context(sink)
+                        sinks[part] = stack.enter_context(sink)
                         writer = pa.ipc.new_file(sink, batch.schema)
                         writers[part] = stack.enter_context(writer)
+                    start = sinks[part].tell()
                     writers[part].write_batch(batch)
+                    begin_flush(sinks[part].fileno(), start, sinks[part].tell())
                 keys.add(stretch.kept)
             keys.close()
         record = {"documents": documents, "keys": keys.count}
