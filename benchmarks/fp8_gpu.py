@@ -37,14 +37,13 @@ from benchmarks.fp8_products import compare_casts, measure_products
 from benchmarks.training_runs import hybrid_1b, in_blocks_of_128, losses_150m, tiny, with_tokens
 from benchmarks.training_steps import (
     WARM_STEPS,
-    device_name,
-    energy_counter,
     find_commit,
     measure,
     versions,
 )
 from mixtures.plan import Plan
 from pipelines.progress import say
+from training_hook.device import device_name, energy_counter
 from training_hook.linear_recipe import MULTIPLES
 from training_hook.run import PretrainRun
 

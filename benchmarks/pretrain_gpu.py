@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.training_runs import hybrid_1b
-from benchmarks.training_steps import device_name, energy_counter, find_commit, measure, versions
+from benchmarks.training_steps import find_commit, measure, versions
 from flows.runs import hybrid_150m
 from mixtures.mixture import Mixture, Part, mix
 from mixtures.token_dataset import tokenize
@@ -37,6 +37,7 @@ from mixtures.vocabulary_training import train_vocabulary
 from pipelines.dataset import file_entry, write_json
 from pipelines.document import document_ids
 from pipelines.progress import say
+from training_hook.device import device_name, energy_counter
 from training_hook.metrics import read_metrics
 from training_hook.pretrain import pretrain
 from training_hook.run import PretrainRun

@@ -16,8 +16,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,33 +27,14 @@ import torch
 from mixtures.stream import Stream
 from pipelines.progress import say
 from training_hook.batches import Prefetch
-from training_hook.loop import build_model, train_step
+from training_hook.device import peak_flops
+from training_hook.guard import Guard
+from training_hook.loop import StepResult, build_model, train_step
 from training_hook.model import forward_flops, num_parameters
 from training_hook.optimizer import adamw, set_learning_rate
 from training_hook.run import PretrainRun
 
-PEAK_FLOPS = {"H100": 989.5e12, "H200": 989.5e12}  # dense BF16, SXM, NVIDIA's data sheet
 WARM_STEPS = 4  # the first compiles, the next fill the allocator
-
-
-@contextmanager
-def energy_counter(device: torch.device) -> Iterator[Callable[[], float | None]]:
-    """Yields a function that returns joules used so far, or None where there is no NVML."""
-    if device.type != "cuda":
-        yield lambda: None
-        return
-    try:
-        import pynvml
-    except ModuleNotFoundError:
-        say("energy: nvidia-ml-py is not installed, so none is recorded")
-        yield lambda: None
-        return
-    pynvml.nvmlInit()
-    # by UUID: torch's numbers skip the devices that CUDA_VISIBLE_DEVICES hides
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    yield lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-    pynvml.nvmlShutdown()
 
 
 def measure(
@@ -75,17 +55,18 @@ def measure(
     model.reset_parameters(torch.Generator(device).manual_seed(run.seed))
     model.compile_layers(run.backend)
     optimizer = adamw(model, run.betas, run.epsilon, run.weight_decay)
+    guard = Guard(run.spike_factor, device)
     batches = Prefetch(Stream(mixture, run.batch_size), pin=on_gpu, depth=4)
     build_seconds = time.perf_counter() - start
 
     numbers = itertools.count(1)
 
-    def step() -> tuple[torch.Tensor, torch.Tensor]:
+    def step() -> StepResult:
         number = min(next(numbers), run.total_steps)
         set_learning_rate(optimizer, run.schedule.learning_rate(number))
         model.set_low_precision(not run.is_plain(number))
         batch = batches.next()
-        return train_step(model, optimizer, batch, run.micro_batch_size, run.clip_norm)
+        return train_step(model, optimizer, guard, batch, run.micro_batch_size, run.clip_norm)
 
     def synchronize() -> None:
         if on_gpu:
@@ -118,10 +99,10 @@ def measure(
     step_ms = [1e3 * (b - a) for a, b in itertools.pairwise(times)]
     kernels = profile_step(step) if profile and on_gpu else None
     batches.close()
-    losses = torch.stack([torch.stack(pair) for pair in results]).tolist()
+    losses = torch.stack([torch.stack([r.loss, r.gradient_norm]) for r in results]).tolist()
     rate = steps * run.tokens_per_step / seconds
     flops = 3 * forward_flops(run.model, run.sequence_length)
-    peak = next((f for gpu, f in PEAK_FLOPS.items() if on_gpu and gpu in device_name(device)), None)
+    peak = peak_flops(device)
     memory = round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if on_gpu else None
     record = {
         "name": name,
@@ -171,10 +152,6 @@ def profile_step(step: Any) -> dict[str, float]:
         torch.cuda.synchronize()
     events = sorted(found.key_averages(), key=lambda e: -e.self_device_time_total)
     return {e.key[:120]: round(e.self_device_time_total / 1e3, 3) for e in events[:40]}
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def find_commit(given: str | None) -> str:

@@ -14,10 +14,10 @@ nor a mask that falls unevenly weighs a token differently.
 import base64
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,9 +33,11 @@ from training_hook.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from training_hook.device import energy_counter, peak_flops
 from training_hook.evaluate import evaluate, held_out_documents, num_rows, total_score
+from training_hook.guard import MOST_IN_A_ROW, Guard
 from training_hook.metrics import MetricsWriter
-from training_hook.model import HybridModel
+from training_hook.model import HybridModel, forward_flops
 from training_hook.optimizer import adamw, moments, set_learning_rate, set_steps
 from training_hook.run import PretrainRun, run_differences
 from training_hook.start import Start
@@ -57,17 +59,28 @@ def build_model(run: PretrainRun) -> HybridModel:
     return model
 
 
+class StepResult(NamedTuple):
+    """What a step gave: scalars on the device, FP32."""
+
+    loss: Tensor
+    """Mean over the target tokens of the global batch."""
+    gradient_norm: Tensor
+    """Before clipping."""
+    skipped: Tensor
+    """1 if the guard left the update out, else 0."""
+
+
 def train_step(
     model: HybridModel,
     optimizer: torch.optim.Optimizer,
+    guard: Guard,
     batch: HostBatch,
     micro_batch_size: int,
     clip_norm: float,
-) -> tuple[Tensor, Tensor]:
-    """Does one optimizer step and returns its loss and gradient norm, as tensors on the device.
+) -> StepResult:
+    """Does one optimizer step, whose update the guard may leave out.
 
-    The loss is the mean over the target tokens of the global batch, the norm is that before
-    clipping. Nothing here waits for the device, so the next step is queued while this one runs.
+    Nothing here waits for the device, so the next step is queued while this one runs.
 
     Raises:
         ValueError: the batch has no target tokens.
@@ -97,9 +110,11 @@ def train_step(
         share.backward()  # gradients are FP32 like the parameters, and add up in .grad
         loss += share.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm, foreach=True)
+    skipped = guard.judge(loss, norm)
+    optimizer.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue] (of fused ones)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss, norm
+    return StepResult(loss, norm, skipped)
 
 
 class Training:
@@ -130,6 +145,7 @@ class Training:
             load_tensors(start.path, MODEL, dict(self.model.named_parameters()))
         self.model.to(device)
         self.optimizer = adamw(self.model, run.betas, run.epsilon, run.weight_decay)
+        self.guard = Guard(run.spike_factor, device)
         self.stream = Stream(plan.path, run.batch_size, rank=0, world_size=1, start=0)
         self._stream_state = self.stream.state_dict()
         if done:
@@ -137,21 +153,29 @@ class Training:
         if run.backend != "eager":
             self.model.compile_layers(run.backend)
         self.metrics = MetricsWriter(out, self.step)  # forgets what was recorded after the step
-        self._pending: list[tuple[int, HostBatch, Tensor, Tensor]] = []
-        self._clock = time.monotonic()
+        self._pending: list[tuple[int, HostBatch, StepResult]] = []
+        self._skipped_in_a_row = 0
+        self._flops = 3 * forward_flops(run.model, run.sequence_length)
+        self._joules: Callable[[], float | None] = lambda: None
+        self._start_interval()
 
     def train(self, stop: Stop) -> None:
         """Trains to the last step or until a stop is requested; both leave a checkpoint."""
         batches = Prefetch(self.stream, pin=self.device.type == "cuda")
+        try:
+            with energy_counter(self.device) as self._joules:
+                self._train(batches, stop)
+        finally:
+            self.metrics.flush()
+            batches.close()
+
+    def _train(self, batches: Prefetch, stop: Stop) -> None:
         try:
             left = (self.run.total_steps - self.step) * self.run.tokens_per_step
             with progress(self._verb, total=left, unit="token") as bar:
                 self._loop(batches, stop, bar)
         except Stopped:
             self._save()
-        finally:
-            self.metrics.flush()
-            batches.close()
 
     def _loop(self, batches: Prefetch, stop: Stop, bar: Bar) -> None:
         run, total = self.run, self.run.total_steps
@@ -172,53 +196,83 @@ class Training:
             set_learning_rate(self.optimizer, run.schedule.learning_rate(self.step))
             self.model.set_low_precision(not run.is_plain(self.step))
             batch = batches.next()
-            loss, norm = train_step(
-                self.model, self.optimizer, batch, run.micro_batch_size, run.clip_norm
+            result = train_step(
+                self.model, self.optimizer, self.guard, batch, run.micro_batch_size, run.clip_norm
             )
             self._stream_state = batch.stream_state
-            self._pending.append((self.step, batch, loss, norm))
+            self._pending.append((self.step, batch, result))
             if len(self._pending) >= (1 if self.device.type == "cpu" else REPORT_INTERVAL):
                 self._report(bar)
 
     def _report(self, bar: Bar) -> None:
-        """Waits for the device, checks the pending losses and records them."""
+        """Waits for the device, checks the pending steps and records them."""
         if not self._pending:
-            self._clock = time.monotonic()
+            self._start_interval()
             return
-        values = torch.stack([torch.stack([loss, norm]) for _, _, loss, norm in self._pending])
+        values = torch.stack([torch.stack(result) for _, _, result in self._pending])
         read = values.tolist()  # waits for the device
-        seconds = (time.monotonic() - self._clock) / len(self._pending)
-        for (step, batch, _, _), (loss, norm) in zip(self._pending, read, strict=True):
-            if not (np.isfinite(loss) and np.isfinite(norm)):
-                raise FloatingPointError(self._diverged(step, batch, loss, norm))
+        measured = self._end_interval(len(self._pending))
+        for (step, batch, _), (loss, norm, skipped) in zip(self._pending, read, strict=True):
             self.metrics.add(
                 {
                     "step": step,
                     "loss": loss,
                     "learning_rate": self.run.schedule.learning_rate(step),
                     "gradient_norm": norm,
+                    "skipped": bool(skipped),
                     "tokens": step * self.run.tokens_per_step,
                     "target_tokens": batch.num_targets,
                     "first_sample": int(batch.sample_indices[0]),
                     "samples": len(batch.sample_indices),
-                    "seconds": seconds,
-                    "tokens_per_second": self.run.tokens_per_step / seconds,
                 }
+                | measured
             )
+            if skipped:
+                self._note_skipped(step, batch, loss, norm)
+            else:
+                self._skipped_in_a_row = 0
         bar.advance(
             len(self._pending) * self.run.tokens_per_step,
             note=f"step {self.step}/{self.run.total_steps}  loss {read[-1][0]:.3f}",
         )
         self._pending = []
-        self._clock = time.monotonic()
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._clock, self._energy = time.monotonic(), self._joules()
+
+    def _end_interval(self, steps: int) -> dict[str, float | None]:
+        """Returns the columns of metrics that are means over a reporting interval."""
+        run = self.run
+        seconds = (time.monotonic() - self._clock) / steps
+        joules, peak = self._joules(), peak_flops(self.device)
+        on_gpu = self.device.type == "cuda"
+        return {
+            "seconds": seconds,
+            "tokens_per_second": run.tokens_per_step / seconds,
+            "mfu": peak and run.tokens_per_step * self._flops / (seconds * peak),
+            "joules": None if joules is None else (joules - (self._energy or 0)) / steps,
+            "memory_bytes": torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
+        }
+
+    def _note_skipped(self, step: int, batch: HostBatch, loss: float, norm: float) -> None:
+        self._skipped_in_a_row += 1
+        say(
+            f"{self._verb}: step {step} was not learnt from: loss {loss:.4g}, gradient norm "
+            f"{norm:.4g}; samples {batch.sample_indices.tolist()}"
+        )
+        if self._skipped_in_a_row == MOST_IN_A_ROW:
+            raise FloatingPointError(self._diverged(step, batch, loss, norm))
 
     def _diverged(self, step: int, batch: HostBatch, loss: float, norm: float) -> str:
         saved = checkpoints(self._folder)
         good = saved[max(saved)] if saved else "none"
         return (
-            f"{self._verb}: step {step} has loss {loss} and gradient norm {norm}; its samples are "
-            f"{batch.sample_indices.tolist()}. Last good checkpoint: {good}. Look at "
-            "those samples, or lower peak_learning_rate; the same command would fail there again"
+            f"{self._verb}: the last {MOST_IN_A_ROW} updates were left out, so the run does not "
+            f"come back by itself: step {step} has loss {loss} and gradient norm {norm}; its "
+            f"samples are {batch.sample_indices.tolist()}. Last checkpoint: {good}. Lower "
+            "peak_learning_rate, or raise spike_factor if these norms are right; metrics say at "
+            "which step it began. Remove checkpoints from there on before you go on"
         )
 
     def _evaluate(self, stop: Stop, bar: Bar) -> None:
@@ -246,7 +300,7 @@ class Training:
         )
         self.metrics.add_evaluation(self.step, [score.row() for score in scores])
         say(f"evaluate: step {self.step}: {total_score(scores).bits_per_byte:.4f} bits per byte")
-        self._clock = time.monotonic()
+        self._start_interval()
 
     def _save(self) -> None:
         """Leaves a checkpoint of this step; there is nothing to save before the first."""
@@ -258,6 +312,7 @@ class Training:
             "run_fingerprint": self.run.fingerprint(),
             "mixture": mixture_identity(self.plan),
             "stream": self._stream_state,
+            "guard": self.guard.state_dict(),
             "random": {
                 "run": _encode(self.generator.get_state()),
                 "cpu": _encode(torch.get_rng_state()),
@@ -269,7 +324,7 @@ class Training:
             state["start"] = self.start.identity
         save_checkpoint(self._folder, self.step, self._tensors(), state)
         prune_checkpoints(self._folder, self.run.keep_last, self.run.keep_every)
-        self._clock = time.monotonic()
+        self._start_interval()
 
     def _load(self, path: Path) -> None:
         """Takes everything from a checkpoint of this run on this mixture."""
@@ -277,7 +332,8 @@ class Training:
         check_identity(path, manifest, self.run, self.plan, self.start)
         for folder, into in self._tensors().items():
             load_tensors(path, folder, into)
-        set_steps(self.optimizer, self.step)
+        self.guard.load_state_dict(manifest["guard"])
+        set_steps(self.optimizer, self.guard.made)
         self.stream.load_state_dict(manifest["stream"])
         self._stream_state = manifest["stream"]
         self.generator.set_state(_decode(manifest["random"]["run"]))

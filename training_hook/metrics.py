@@ -27,12 +27,16 @@ STEPS = pa.schema(
         ("loss", pa.float64()),  # nats for each target token of the global batch, mean
         ("learning_rate", pa.float64()),
         ("gradient_norm", pa.float64()),  # before clipping
+        ("skipped", pa.bool_()),  # the update was left out: seen, not learnt from
         ("tokens", pa.int64()),  # input tokens since the start of the run, padding included
         ("target_tokens", pa.int64()),  # of this step: what the loss is the mean of
         ("first_sample", pa.int64()),  # global index in the stream: which documents were seen
         ("samples", pa.int64()),
         ("seconds", pa.float64()),  # of this step; mean over a reporting interval on a GPU
         ("tokens_per_second", pa.float64()),
+        ("mfu", pa.float64()),  # 3 * forward FLOPs over the dense BF16 peak; null if not known
+        ("joules", pa.float64()),  # of this step, the GPU board's; null without NVML
+        ("memory_bytes", pa.int64()),  # the allocator's peak so far; null on a CPU
     ]
 )
 

@@ -57,6 +57,9 @@ class PretrainRun:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    spike_factor: float = 20.0
+    """A step whose gradient norm is over this many times the median of the last 100 is not learnt
+    from; 0 leaves out only what is not finite. See training_hook.guard."""
     seed: int = 0
     """Of the weights' initialisation; the order of the data has the mixture's seed."""
     precision: str = "bfloat16"
@@ -101,6 +104,10 @@ class PretrainRun:
                 )
         if not self.clip_norm > 0:
             raise ValueError(f"{self.name}: clip_norm is {self.clip_norm}; wanted above 0")
+        if self.spike_factor and not self.spike_factor > 1:
+            raise ValueError(
+                f"{self.name}: spike_factor is {self.spike_factor}; wanted above 1, or 0 for none"
+            )
         self._check_linear_recipe()
         _ = self.schedule  # its settings are checked where they are used
 

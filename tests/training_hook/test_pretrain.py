@@ -31,6 +31,7 @@ from pipelines.document import document_ids as make_document_ids
 from training_hook.batches import Prefetch, document_ids, host_batch
 from training_hook.checkpoint import checkpoints, read_checkpoint
 from training_hook.config import HybridConfig
+from training_hook.guard import MOST_IN_A_ROW, Guard
 from training_hook.loop import train_step
 from training_hook.metrics import FOLDER, read_evaluations, read_metrics
 from training_hook.model import HybridModel
@@ -350,14 +351,36 @@ def test_pretrain_with_another_vocabulary_is_refused(corpus, tmp_path):
 
 
 def test_pretrain_that_diverges_names_step_and_samples(corpus, tmp_path):
-    run = tiny_run(peak_learning_rate=1e30, warmup_share=0.0)
-    with pytest.raises(FloatingPointError, match="Last good checkpoint: none") as error:
+    run = tiny_run(
+        peak_learning_rate=1e30,
+        warmup_share=0.0,
+        checkpoint_interval=100,
+        evaluation_interval=100,
+    )
+    with pytest.raises(FloatingPointError, match="Last checkpoint: none") as error:
         pretrain(run, corpus / "mixture", tmp_path / "run")
-    step = read_metrics(tmp_path / "run")["step"].to_pylist()[-1] + 1
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["skipped"].to_pylist()[-MOST_IN_A_ROW - 1 :] == [False] + [True] * MOST_IN_A_ROW
+    step = metrics["step"].to_pylist()[-1]
     first = 4 * (step - 1)
     assert f"step {step} has loss" in str(error.value)
     assert f"samples are {list(range(first, first + 4))}" in str(error.value)
     assert checkpoints(tmp_path / "run" / "checkpoints") == {}
+
+
+def test_pretrain_that_passes_by_spikes_goes_on_with_the_same_numbers(corpus, tmp_path):
+    run = tiny_run(spike_factor=1.1)
+    out, again = tmp_path / "run", tmp_path / "again"
+    pretrain(run, corpus / "mixture", out)
+    skipped = read_metrics(out)["skipped"].to_pylist()
+    assert not any(skipped[:20])
+    assert any(skipped[20:30])
+    assert any(skipped[30:])
+    shutil.copytree(out, again)
+    (again / "manifest.json").unlink()
+    shutil.rmtree(again / "checkpoints" / "step-00000040")
+    assert pretrain(run, corpus / "mixture", again)["status"] == "finished"
+    assert_same_run(again, out)
 
 
 def test_pretrain_in_bfloat16_keeps_master_weights_in_float32(corpus, tmp_path):
@@ -385,6 +408,10 @@ def fresh_model() -> HybridModel:
     return model
 
 
+def guard() -> Guard:
+    return Guard(0.0, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
 def test_step_in_micro_batches_is_the_step_of_the_whole_batch(micro_batch_size):
     batch = host_batch(batch_with_mask(8, 0), {}, pin=False)
@@ -393,7 +420,7 @@ def test_step_in_micro_batches_is_the_step_of_the_whole_batch(micro_batch_size):
         model = fresh_model()
         optimizer = adamw(model, (0.9, 0.95), 1e-8, 0.1)
         set_learning_rate(optimizer, 1e-2)
-        loss, norm = train_step(model, optimizer, batch, size, clip_norm=0.5)
+        loss, norm, _ = train_step(model, optimizer, guard(), batch, size, clip_norm=0.5)
         results.append((loss, norm, [p.detach().clone() for p in model.parameters()]))
     (loss, norm, weights), (other_loss, other_norm, other_weights) = results
     torch.testing.assert_close(other_loss, loss)
@@ -416,7 +443,7 @@ def test_step_loss_weighs_every_target_token_alike():
     mean_of_means = torch.stack([n[m].mean() for n, m in zip(nats, mask, strict=True)]).mean()
     assert abs(wanted - mean_of_means) > 1e-3
     optimizer = adamw(model, (0.9, 0.95), 1e-8, 0.1)
-    loss, _ = train_step(model, optimizer, batch, 1, clip_norm=1.0)
+    loss = train_step(model, optimizer, guard(), batch, 1, clip_norm=1.0).loss
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
@@ -430,8 +457,8 @@ def test_step_clips_the_gradient_of_the_global_batch():
     gradients = {name: p.grad for name, p in free.named_parameters()}
     norm = torch.stack([g.norm() for g in gradients.values()]).norm()
     optimizer = adamw(model, (0.0, 0.95), 1e-8, 0.1)
-    _, measured = train_step(model, optimizer, batch, 2, clip_norm=norm.item() / 10)
-    assert measured.item() == pytest.approx(norm.item(), rel=1e-4)
+    result = train_step(model, optimizer, guard(), batch, 2, clip_norm=norm.item() / 10)
+    assert result.gradient_norm.item() == pytest.approx(norm.item(), rel=1e-4)
     for name, parameter in model.named_parameters():
         first = optimizer.state[parameter]["exp_avg"]  # with beta 0 it is the clipped gradient
         torch.testing.assert_close(first, gradients[name] / 10, rtol=1e-3, atol=1e-6)
@@ -443,7 +470,7 @@ def test_step_without_targets_is_refused():
     batch = host_batch(empty, {}, pin=False)
     model = fresh_model()
     with pytest.raises(ValueError, match=r"samples \[0, 1\] have no target tokens"):
-        train_step(model, adamw(model, (0.9, 0.95), 1e-8, 0.1), batch, 1, 1.0)
+        train_step(model, adamw(model, (0.9, 0.95), 1e-8, 0.1), guard(), batch, 1, 1.0)
 
 
 def test_document_ids_rise_at_boundaries():
