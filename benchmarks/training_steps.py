@@ -66,7 +66,7 @@ def measure(
         set_learning_rate(optimizer, run.schedule.learning_rate(number))
         model.set_low_precision(not run.is_plain(number))
         batch = batches.next()
-        return train_step(model, optimizer, guard, batch, run.micro_batch_size, run.clip_norm)
+        return train_step(model, optimizer, guard, batch, run)
 
     def synchronize() -> None:
         if on_gpu:

@@ -25,9 +25,14 @@ class HostBatch:
     tokens: Tensor  # int32, (batch, sequence_length + 1)
     loss_mask: Tensor | None  # bool, (batch, sequence_length)
     boundaries: Tensor  # int64, (batch, max_documents), padded with sequence_length + 1
-    num_targets: int
+    row_targets: np.ndarray  # int64, (batch,): target tokens of each row
     sample_indices: np.ndarray  # int64, (batch,)
     stream_state: dict[str, Any]  # what continues the stream after this batch
+
+    @property
+    def num_targets(self) -> int:
+        """Target tokens of the batch."""
+        return int(self.row_targets.sum())
 
 
 def host_batch(batch: Batch, stream_state: dict[str, Any], pin: bool) -> HostBatch:
@@ -38,12 +43,12 @@ def host_batch(batch: Batch, stream_state: dict[str, Any], pin: bool) -> HostBat
         return made.pin_memory() if pin else made
 
     mask = batch.loss_mask
-    targets = batch.tokens.shape[0] * (batch.tokens.shape[1] - 1)
+    rows, length = batch.tokens.shape[0], batch.tokens.shape[1] - 1
     return HostBatch(
         tokens=tensor(batch.tokens.astype(np.int32)),
         loss_mask=None if mask is None else tensor(mask),
         boundaries=tensor(batch.boundaries.astype(np.int64)),
-        num_targets=targets if mask is None else int(np.count_nonzero(mask)),
+        row_targets=np.full(rows, length) if mask is None else np.count_nonzero(mask, axis=1),
         sample_indices=batch.sample_indices,
         stream_state=stream_state,
     )

@@ -215,7 +215,7 @@ def _score(
         return torch.from_numpy(np.concatenate([chosen, padding])).to(device)
 
     mask = batch(rows.mask)
-    loss, _ = model.loss(
+    loss, _, _ = model.loss(
         batch(rows.tokens).long(), batch(rows.targets).long(), mask, batch(rows.document_ids)
     )
     return float(loss), int(mask.sum())

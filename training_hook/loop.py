@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,14 +61,16 @@ def build_model(run: PretrainRun) -> HybridModel:
 
 
 class StepResult(NamedTuple):
-    """What a step gave: scalars on the device, FP32."""
+    """What a step gave: FP32 on the device, scalars but for the last."""
 
     loss: Tensor
-    """Mean over the target tokens of the global batch."""
+    """Mean negative log likelihood of the target tokens of the global batch."""
     gradient_norm: Tensor
     """Before clipping."""
     skipped: Tensor
     """1 if the guard left the update out, else 0."""
+    nats: Tensor
+    """Summed negative log likelihood of each row's target tokens, (batch,)."""
 
 
 def train_step(
@@ -75,10 +78,9 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     guard: Guard,
     batch: HostBatch,
-    micro_batch_size: int,
-    clip_norm: float,
+    run: PretrainRun,
 ) -> StepResult:
-    """Does one optimizer step, whose update the guard may leave out.
+    """Does one optimizer step of a run, whose update the guard may leave out.
 
     Nothing here waits for the device, so the next step is queued while this one runs.
 
@@ -92,29 +94,32 @@ def train_step(
         )
     device = next(model.parameters()).device
     sequence_length = batch.tokens.shape[1] - 1
-    loss = torch.zeros((), device=device)
-    for start in range(0, len(batch.tokens), micro_batch_size):
-        rows = slice(start, start + micro_batch_size)
+    nats = []
+    for start in range(0, len(batch.tokens), run.micro_batch_size):
+        rows = slice(start, start + run.micro_batch_size)
         tokens = batch.tokens[rows].to(device, non_blocking=True).long()
         boundaries = batch.boundaries[rows].to(device, non_blocking=True)
         mask = batch.loss_mask
         if mask is not None:
             mask = mask[rows].to(device, non_blocking=True)
-        nats, _ = model.loss(
+        loss = model.loss(
             tokens[:, :-1].contiguous(),
             tokens[:, 1:].contiguous(),
             mask,
             document_ids(boundaries, sequence_length),
+            run.z_loss,
         )
-        share = nats / batch.num_targets
-        share.backward()  # gradients are FP32 like the parameters, and add up in .grad
-        loss += share.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm, foreach=True)
+        # gradients are FP32 like the parameters, and add up in .grad
+        (loss.total / batch.num_targets).backward()
+        nats.append(loss.nats)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip_norm, foreach=True)
+    nats = torch.cat(nats)
+    loss = nats.sum() / batch.num_targets
     skipped = guard.judge(loss, norm)
     optimizer.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue] (of fused ones)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, norm, skipped)
+    return StepResult(loss, norm, skipped, nats)
 
 
 class Training:
@@ -196,9 +201,7 @@ class Training:
             set_learning_rate(self.optimizer, run.schedule.learning_rate(self.step))
             self.model.set_low_precision(not run.is_plain(self.step))
             batch = batches.next()
-            result = train_step(
-                self.model, self.optimizer, self.guard, batch, run.micro_batch_size, run.clip_norm
-            )
+            result = train_step(self.model, self.optimizer, self.guard, batch, run)
             self._stream_state = batch.stream_state
             self._pending.append((self.step, batch, result))
             if len(self._pending) >= (1 if self.device.type == "cpu" else REPORT_INTERVAL):
@@ -209,10 +212,11 @@ class Training:
         if not self._pending:
             self._start_interval()
             return
-        values = torch.stack([torch.stack(result) for _, _, result in self._pending])
-        read = values.tolist()  # waits for the device
+        values = torch.stack([torch.hstack(result) for _, _, result in self._pending])
+        read = values.cpu().numpy()  # waits for the device
         measured = self._end_interval(len(self._pending))
-        for (step, batch, _), (loss, norm, skipped) in zip(self._pending, read, strict=True):
+        for (step, batch, _), row in zip(self._pending, read, strict=True):
+            loss, norm, skipped = row[:3].tolist()
             self.metrics.add(
                 {
                     "step": step,
@@ -224,6 +228,7 @@ class Training:
                     "target_tokens": batch.num_targets,
                     "first_sample": int(batch.sample_indices[0]),
                     "samples": len(batch.sample_indices),
+                    "loss_by_part": self._loss_by_part(batch, row[3:]),
                 }
                 | measured
             )
@@ -237,6 +242,16 @@ class Training:
         )
         self._pending = []
         self._start_interval()
+
+    def _loss_by_part(self, batch: HostBatch, nats: np.ndarray) -> dict[str, float]:
+        parts, _, _ = self.plan.schedule.locate(batch.sample_indices)
+        sums = np.bincount(parts, nats, len(self.plan.parts))
+        targets = np.bincount(parts, batch.row_targets, len(self.plan.parts))
+        return {
+            part["name"]: float(total / count)
+            for part, total, count in zip(self.plan.parts, sums, targets, strict=True)
+            if count
+        }
 
     def _start_interval(self) -> None:
         self._clock, self._energy = time.monotonic(), self._joules()

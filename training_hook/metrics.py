@@ -25,6 +25,7 @@ STEPS = pa.schema(
     [
         ("step", pa.int64()),  # counted from 1
         ("loss", pa.float64()),  # nats for each target token of the global batch, mean
+        ("loss_by_part", pa.map_(pa.string(), pa.float64())),  # of the mixture; those in the step
         ("learning_rate", pa.float64()),
         ("gradient_norm", pa.float64()),  # before clipping
         ("skipped", pa.bool_()),  # the update was left out: seen, not learnt from

@@ -49,6 +49,17 @@ class Hidden(NamedTuple):
     """Mean over tokens, summed over the layers that have one."""
 
 
+class Loss(NamedTuple):
+    """The loss of a batch, on the model's device, so that nothing waits."""
+
+    total: Tensor
+    """What is minimized: nats, z-loss and auxiliary losses over all targets, FP32 scalar."""
+    targets: Tensor
+    """Targets that count, int64 scalar."""
+    nats: Tensor
+    """Negative log likelihood of each row's targets, FP32, (batch,); not differentiable."""
+
+
 class Layer(nn.Module):
     """One letter: a norm and a mixer, added to the residual stream."""
 
@@ -189,34 +200,33 @@ class HybridModel(nn.Module):
         targets: Tensor,
         loss_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the sum of negative log likelihoods, and the number of targets that count.
+        z_loss: float = 0.0,
+    ) -> Loss:
+        """Returns the loss of a batch, summed over the targets that count.
 
         Args:
             tokens: ids, (batch, length).
             targets: ids of the tokens that follow, (batch, length).
             loss_mask: bool, true where a target counts, (batch, length); all if not given.
             document_ids: as in `forward`.
-
-        Returns:
-            Nats, FP32, and a count, int64; both scalars on the model's device, so that nothing
-            waits. A layer's auxiliary loss is in the sum, times the count.
+            z_loss: weight of the z-loss, see `linear_cross_entropy`.
         """
         output = self.hidden(tokens, document_ids)
         mask = torch.ones_like(targets, dtype=torch.bool) if loss_mask is None else loss_mask
         count = mask.sum()
         # a chunk's logits: 4 MB stay in a CPU's cache, 4,096 rows fill a GPU
         rows = 4096 if tokens.is_cuda else max(64, 2**20 // self.config.vocab_size)
-        total = linear_cross_entropy(
+        total, nats = linear_cross_entropy(
             output.hidden.flatten(0, 1),
             self.lm_head.weight,
             targets.flatten(),
             mask.flatten(),
             rows,
+            z_loss,
         )
         if output.auxiliary_loss is not None:
             total = total + output.auxiliary_loss * count
-        return total, count
+        return Loss(total, count, nats.unflatten(0, targets.shape).sum(1))
 
     def decode_state(self, batch: int) -> DecodeState:
         """Returns the state before the first token of `batch` sequences."""

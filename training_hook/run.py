@@ -57,6 +57,8 @@ class PretrainRun:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    z_loss: float = 0.0
+    """Weight of log(Z)^2 in what is minimized; the recorded loss is without it. PaLM has 1e-4."""
     spike_factor: float = 20.0
     """A step whose gradient norm is over this many times the median of the last 100 is not learnt
     from; 0 leaves out only what is not finite. See training_hook.guard."""
@@ -104,6 +106,8 @@ class PretrainRun:
                 )
         if not self.clip_norm > 0:
             raise ValueError(f"{self.name}: clip_norm is {self.clip_norm}; wanted above 0")
+        if not self.z_loss >= 0:
+            raise ValueError(f"{self.name}: z_loss is {self.z_loss}; wanted 0 or more")
         if self.spike_factor and not self.spike_factor > 1:
             raise ValueError(
                 f"{self.name}: spike_factor is {self.spike_factor}; wanted above 1, or 0 for none"

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training_hook.test_pretrain import batch_with_mask, fresh_model, host_batch
+from tests.training_hook.test_pretrain import batch_with_mask, fresh_model, host_batch, tiny_run
 from training_hook.guard import JUDGED_FROM, WINDOW, Guard
 from training_hook.loop import train_step
 from training_hook.optimizer import MOMENTS, adamw, set_learning_rate
@@ -62,13 +62,13 @@ def test_step_that_is_left_out_changes_nothing():
     set_learning_rate(optimizer, 1e-2)
     guard = Guard(0.0, CPU)
     batch = host_batch(batch_with_mask(4, 0), {}, pin=False)
-    assert not train_step(model, optimizer, guard, batch, 4, 1.0).skipped
+    assert not train_step(model, optimizer, guard, batch, tiny_run()).skipped
     kept = [p.detach().clone() for p in model.parameters()]
     moments = [{k: v.clone() for k, v in s.items()} for s in optimizer.state.values()]
     with torch.no_grad():
         poisoned = model.lm_head.weight[7, 3].clone()
         model.lm_head.weight[7, 3] = torch.nan
-    result = train_step(model, optimizer, guard, batch, 4, 1.0)
+    result = train_step(model, optimizer, guard, batch, tiny_run())
     assert result.skipped == 1
     assert result.loss.isnan()
     with torch.no_grad():

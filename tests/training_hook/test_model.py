@@ -210,7 +210,7 @@ def test_loss_equals_cross_entropy_of_logits_with_gradients(tied):
     tokens, targets = tokens_of(3, 50), tokens_of(3, 50, seed=1)
     mask = torch.rand(3, 50, generator=torch.Generator().manual_seed(2)) < 0.7
     ids = (torch.arange(50) // 20).expand(3, -1)
-    total, count = model.loss(tokens, targets, mask, ids)
+    total, count, _ = model.loss(tokens, targets, mask, ids)
     logits = model(tokens, ids)
     wanted = nn.functional.cross_entropy(logits[mask], targets[mask], reduction="sum")
     torch.testing.assert_close(total, wanted)
@@ -223,8 +223,9 @@ def test_loss_equals_cross_entropy_of_logits_with_gradients(tied):
         torch.testing.assert_close(model.loss(tokens, targets, mask, ids)[0], wanted)
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
 @pytest.mark.parametrize("rows", [1, 7, 20, 64])
-def test_linear_cross_entropy_chunk_size_changes_nothing(rows):
+def test_linear_cross_entropy_chunk_size_changes_nothing(rows, z_loss):
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (
         torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
@@ -232,10 +233,16 @@ def test_linear_cross_entropy_chunk_size_changes_nothing(rows):
     )
     targets = torch.randint(0, 11, (20,), generator=generator)
     mask = torch.arange(20) % 3 > 0
-    loss = linear_cross_entropy(hidden, weight, targets, mask, rows)
+    loss, nats = linear_cross_entropy(hidden, weight, targets, mask, rows, z_loss)
     logits = (hidden @ weight.T)[mask]
-    wanted = nn.functional.cross_entropy(logits, targets[mask], reduction="sum")
+    each = nn.functional.cross_entropy(logits, targets[mask], reduction="none")
+    wanted = each.sum() + z_loss * logits.logsumexp(1).square().sum()
     torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(nats[mask], each)
+    assert not nats[~mask].any()
+    with torch.no_grad():
+        scored = linear_cross_entropy(hidden, weight, targets, mask, rows, z_loss)
+    torch.testing.assert_close(scored, (loss, nats))
     got = torch.autograd.grad(2.5 * loss, [hidden, weight])
     for a, b in zip(got, torch.autograd.grad(2.5 * wanted, [hidden, weight]), strict=True):
         torch.testing.assert_close(a, b)
@@ -252,7 +259,7 @@ def test_loss_layer_with_auxiliary_loss_is_in_the_sum():
             return mixed, state, mixed.square().mean()
 
     model, tokens = model_of(SMALL), tokens_of(2, 9)
-    plain, count = model.loss(tokens, tokens)
+    plain, count, _ = model.loss(tokens, tokens)
     for layer in model.layers[:2]:
         layer.mixer = WithAuxiliary(layer.mixer)
     auxiliary = model.hidden(tokens).auxiliary_loss
@@ -267,7 +274,7 @@ def test_model_bf16_products_stay_near_float32():
     logits = model(tokens)
     assert logits.dtype == torch.bfloat16
     assert (logits - exact).abs().max() < 0.05 * exact.abs().max()
-    total, count = model.loss(tokens, tokens)
+    total, count, _ = model.loss(tokens, tokens)
     assert total.dtype == torch.float32
     (total / count).backward()
     assert {p.grad.dtype for p in model.parameters()} == {torch.float32}

@@ -36,7 +36,7 @@ def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def loss_and_gradients(
     model: HybridModel, tokens: torch.Tensor, ids: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    total, _ = model.loss(tokens, tokens, None, ids)
+    total, *_ = model.loss(tokens, tokens, None, ids)
     gradients = torch.autograd.grad(total, list(model.parameters()))
     return total.detach().cpu(), [gradient.cpu() for gradient in gradients]
 

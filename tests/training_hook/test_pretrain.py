@@ -420,7 +420,8 @@ def test_step_in_micro_batches_is_the_step_of_the_whole_batch(micro_batch_size):
         model = fresh_model()
         optimizer = adamw(model, (0.9, 0.95), 1e-8, 0.1)
         set_learning_rate(optimizer, 1e-2)
-        loss, norm, _ = train_step(model, optimizer, guard(), batch, size, clip_norm=0.5)
+        run = tiny_run(batch_size=8, micro_batch_size=size, clip_norm=0.5)
+        loss, norm, *_ = train_step(model, optimizer, guard(), batch, run)
         results.append((loss, norm, [p.detach().clone() for p in model.parameters()]))
     (loss, norm, weights), (other_loss, other_norm, other_weights) = results
     torch.testing.assert_close(other_loss, loss)
@@ -443,7 +444,7 @@ def test_step_loss_weighs_every_target_token_alike():
     mean_of_means = torch.stack([n[m].mean() for n, m in zip(nats, mask, strict=True)]).mean()
     assert abs(wanted - mean_of_means) > 1e-3
     optimizer = adamw(model, (0.9, 0.95), 1e-8, 0.1)
-    loss = train_step(model, optimizer, guard(), batch, 1, clip_norm=1.0).loss
+    loss = train_step(model, optimizer, guard(), batch, tiny_run(micro_batch_size=1)).loss
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
@@ -452,12 +453,13 @@ def test_step_clips_the_gradient_of_the_global_batch():
     model, free = fresh_model(), fresh_model()
     ids = document_ids(batch.boundaries, LENGTH)
     tokens = batch.tokens.long()
-    nats, count = free.loss(tokens[:, :-1], tokens[:, 1:], batch.loss_mask, ids)
+    nats, count, _ = free.loss(tokens[:, :-1], tokens[:, 1:], batch.loss_mask, ids)
     (nats / count).backward()
     gradients = {name: p.grad for name, p in free.named_parameters()}
     norm = torch.stack([g.norm() for g in gradients.values()]).norm()
     optimizer = adamw(model, (0.0, 0.95), 1e-8, 0.1)
-    result = train_step(model, optimizer, guard(), batch, 2, clip_norm=norm.item() / 10)
+    run = tiny_run(clip_norm=norm.item() / 10)
+    result = train_step(model, optimizer, guard(), batch, run)
     assert result.gradient_norm.item() == pytest.approx(norm.item(), rel=1e-4)
     for name, parameter in model.named_parameters():
         first = optimizer.state[parameter]["exp_avg"]  # with beta 0 it is the clipped gradient
@@ -470,7 +472,7 @@ def test_step_without_targets_is_refused():
     batch = host_batch(empty, {}, pin=False)
     model = fresh_model()
     with pytest.raises(ValueError, match=r"samples \[0, 1\] have no target tokens"):
-        train_step(model, adamw(model, (0.9, 0.95), 1e-8, 0.1), guard(), batch, 1, 1.0)
+        train_step(model, adamw(model, (0.9, 0.95), 1e-8, 0.1), guard(), batch, tiny_run())
 
 
 def test_document_ids_rise_at_boundaries():

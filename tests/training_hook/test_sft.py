@@ -252,7 +252,7 @@ def test_sft_gives_no_gradient_to_what_is_not_the_assistants(corpus):
     def step(targets):
         model = HybridModel(MODEL)
         model.reset_parameters(torch.Generator().manual_seed(0))
-        nats, count = model.loss(tokens[:, :-1].contiguous(), targets, mask, ids)
+        nats, count, _ = model.loss(tokens[:, :-1].contiguous(), targets, mask, ids)
         nats.backward()
         return nats.item(), count.item(), [p.grad for p in model.parameters()]
 
