@@ -90,29 +90,22 @@ def _store_gradient(
 
 @triton.jit
 def _advance(
-    dy_ptr,
-    x_ptr,
-    ids_ptr,
-    dx_ptr,
-    dinitial_ptr,
+    pointers,
+    strides,
+    place,
     first,
-    begin,
-    channel,
-    channels,
-    length,
-    dy_stride,
-    stride,
     taps,
     bias,
-    window,
-    window_ids,
-    pending,
-    sums,
+    state,
     COUNT: tl.constexpr,
     KERNEL: tl.constexpr,
     OWN: tl.constexpr,
 ):
     """Walks over some rows; only a program's own ones count for the taps."""
+    dy_ptr, x_ptr, ids_ptr, dx_ptr, dinitial_ptr = pointers
+    dy_stride, stride = strides
+    begin, channel, channels, length = place
+    window, window_ids, pending, sums = state
     rows = load_rows(x_ptr, first, stride, channel, channels, length, COUNT)
     gradients = load_rows(dy_ptr, first, dy_stride, channel, channels, length, COUNT)
     ids = load_document_ids(ids_ptr, first, length, COUNT)
@@ -173,53 +166,15 @@ def _backward(
     window_ids = load_document_ids(ids_ptr, begin - (KERNEL - 1), length, KERNEL - 1)
     pending = _zeros(KERNEL - 1, CHANNELS)
     sums = _zeros(KERNEL + 1, CHANNELS)
+    pointers = (dy_ptr, x_ptr, ids_ptr, dx_ptr, dinitial_ptr)
+    strides, place = (dy_stride, stride), (begin, channel, channels, length)
     for start in range(0, ROWS, CHUNK):
+        first, state = begin + start, (window, window_ids, pending, sums)
         window, window_ids, pending, sums = _advance(
-            dy_ptr,
-            x_ptr,
-            ids_ptr,
-            dx_ptr,
-            dinitial_ptr,
-            begin + start,
-            begin,
-            channel,
-            channels,
-            length,
-            dy_stride,
-            stride,
-            taps,
-            bias,
-            window,
-            window_ids,
-            pending,
-            sums,
-            CHUNK,
-            KERNEL,
-            True,
+            pointers, strides, place, first, taps, bias, state, CHUNK, KERNEL, True
         )
-    _advance(
-        dy_ptr,
-        x_ptr,
-        ids_ptr,
-        dx_ptr,
-        dinitial_ptr,
-        begin + ROWS,
-        begin,
-        channel,
-        channels,
-        length,
-        dy_stride,
-        stride,
-        taps,
-        bias,
-        window,
-        window_ids,
-        pending,
-        sums,
-        KERNEL - 1,
-        KERNEL,
-        False,
-    )
+    first, state = begin + ROWS, (window, window_ids, pending, sums)
+    _advance(pointers, strides, place, first, taps, bias, state, KERNEL - 1, KERNEL, False)
     part = (batch * tl.num_programs(1) + tl.program_id(1)) * (KERNEL + 1)
     for j in tl.static_range(KERNEL + 1):
         place = (part + j) * channels + channel
