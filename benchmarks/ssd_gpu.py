@@ -187,19 +187,37 @@ def sweep(names: tuple[str, ...]) -> dict[str, Any]:
     """Times other launches of each kernel, one change at a time; returns the kernel's time."""
     from training_hook import ssd_backward_kernels, ssd_forward_kernels, ssd_state_kernels
 
-    device = torch.device("cuda")
-    launch = ssd_state_kernels.Launch
+    def thrice(*launches: tuple[int, int, int]) -> list[Any]:
+        """Each for states of any size."""
+        return [(ssd_state_kernels.Launch(*launch),) * 3 for launch in launches]
+
+    device, carried = torch.device("cuda"), ssd_state_kernels.CARRY
     tried: list[tuple[str, Any, str, list[Any]]] = [
         (
             "_scan",
             ssd_forward_kernels,
             "SCAN",
-            [(128, 8, 1), (128, 8, 3), (64, 4, 1), (64, 4, 2), (64, 4, 3), (64, 8, 2)],
+            thrice((128, 8, 1), (128, 8, 3), (64, 4, 1), (64, 4, 2), (64, 4, 3), (64, 8, 2)),
         ),
-        ("_carry", ssd_state_kernels, "CARRY", [(0, 4, 2), (0, 4, 4), (0, 4, 5), (0, 8, 3)]),
+        (
+            "_carry",
+            ssd_state_kernels,
+            "CARRY",
+            [carried._replace(stages=2), carried._replace(stages=4), carried._replace(warps=8)],
+        ),
         ("_carry", ssd_state_kernels, "CARRY_TILE", [32, 128]),
-        ("_dx_dB", ssd_backward_kernels, "DX_DB", [(64, 8, 1), (64, 8, 3), (64, 4, 1), (64, 4, 2)]),
-        ("_dC", ssd_backward_kernels, "DC", [(64, 4, 1), (64, 4, 3), (64, 8, 2), (64, 8, 1)]),
+        (
+            "_dx_dB",
+            ssd_backward_kernels,
+            "DX_DB",
+            thrice((64, 8, 1), (64, 8, 3), (64, 4, 1), (64, 4, 2)),
+        ),
+        (
+            "_dC",
+            ssd_backward_kernels,
+            "DC",
+            thrice((64, 4, 1), (64, 4, 3), (64, 8, 2), (64, 8, 1)),
+        ),
     ]
     record: dict[str, Any] = {}
     for name in names:
@@ -210,15 +228,8 @@ def sweep(names: tuple[str, ...]) -> dict[str, Any]:
         for kernel, module, constant, values in tried:
             chosen = getattr(module, constant)
             for value in values:
-                launches = launch(*value) if isinstance(value, tuple) else value
-                setattr(
-                    module,
-                    constant,
-                    (launches,) * 3
-                    if isinstance(chosen, tuple) and not isinstance(chosen, launch)
-                    else launches,
-                )
-                row: dict[str, Any] = {"constant": constant, "value": value}
+                setattr(module, constant, value)
+                row: dict[str, Any] = {"constant": constant, "value": str(value).split("), ")[0]}
                 try:
                     times = kernel_microseconds(
                         partial(gradients_of, layer.by_kernels, leaves, drawn["dy"])

@@ -34,16 +34,17 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from training_hook.ssd_state_kernels import (
+    Inputs,
     Launch,
-    Shape,
-    carry,
+    carry_back,
     carry_forward,
     make_decays,
     precision,
+    readable,
 )
 
 DX_DB = (Launch(64, 8, 2), Launch(64, 8, 2), Launch(64, 8, 1))
-"""Of `_dx_dB`, for `Shape.fit`; the chunk is that of the whole backward pass."""
+"""Of `_dx_dB`, for `Inputs.fit`; the chunk is that of the whole backward pass."""
 DC = (Launch(64, 4, 2), Launch(64, 8, 2), Launch(64, 8, 1))
 """Of `_dC`, which has the chunk of `_dx_dB`."""
 TIME_STEP_HEADS = 16
@@ -270,57 +271,43 @@ def _time_steps(
 
 
 def backward(
-    dy: Tensor,
-    dfinal: Tensor | None,
-    xbc: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    groups: int,
-    state_size: int,
-    document_ids: Tensor | None,
-    initial_state: Tensor | None,
-    launch: Launch | None = None,
+    inputs: Inputs, dy: Tensor, dfinal: Tensor, launch: Launch | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns dxbc, ddt, the gradients by A, D and dt_bias (3, heads), and by the initial state."""
-    shape = Shape.of(xbc, dt, groups, state_size)
-    launch = launch or shape.fit(DX_DB, xbc.dtype)
-    dC_launch = shape.fit(DC, xbc.dtype)
-    decays = make_decays(dt, A, dt_bias, document_ids, launch.chunk)
-    states, _ = carry_forward(xbc, decays, shape, initial_state, launch.chunk)
-    C = xbc[:, :, xbc.shape[2] - groups * state_size :]
-    after, dinitial = carry(dy, C, decays, shape, dfinal, launch.chunk, reverse=True)
-    batch, chunks = states.shape[:2]
-    padded = decays.shape[-1]
-    dxbc = torch.empty_like(xbc, memory_format=torch.contiguous_format)
-    sums = decays.new_empty(batch, shape.heads, 5, padded)
-    through = decays.new_empty(batch, shape.heads, chunks)
+    inputs, dy, dfinal = inputs.readable(), readable(dy), readable(dfinal)
+    launch, dC_launch = launch or inputs.fit(DX_DB), inputs.fit(DC)
+    decays = make_decays(inputs, launch.chunk)
+    states, _ = carry_forward(inputs, decays, launch.chunk)
+    after, dinitial = carry_back(inputs, decays, dy, dfinal, launch.chunk)
+    batch, chunks, heads, head_dim, state_size = states.shape
+    groups, length, padded = inputs.groups, dy.shape[1], decays.shape[-1]
+    dxbc = torch.empty_like(inputs.xbc, memory_format=torch.contiguous_format)
+    sums = decays.new_empty(batch, heads, 5, padded)
+    through = decays.new_empty(batch, heads, chunks)
     pairs = decays.new_empty(batch, chunks, groups, launch.chunk, launch.chunk)
-    sizes = (shape.length, padded, chunks, *xbc.stride()[:2], *dy.stride()[:2])
-    constants = (shape.heads, groups, shape.head_dim, state_size)
-    tiles = (launch.chunk, shape.block_p, precision(xbc.dtype))
-    grid = (chunks, batch * groups)
-    _dx_dB[grid](
-        xbc,
+    sizes = (length, padded, chunks, *inputs.xbc.stride()[:2], *dy.stride()[:2])
+    constants = (heads, groups, head_dim, state_size)
+    tiles = (launch.chunk, inputs.block_p, precision(dxbc.dtype))
+    _dx_dB[(chunks, batch * groups)](
+        inputs.xbc,
         dy,
         decays,
-        document_ids,
+        inputs.document_ids,
         after,
-        D,
+        inputs.D,
         dxbc,
         sums,
         pairs,
         *sizes,
-        0 if document_ids is None else document_ids.stride(0),
+        inputs.ids_stride,
         *constants,
-        document_ids is not None,
+        inputs.document_ids is not None,
         *tiles,
         num_warps=launch.warps,
         num_stages=launch.stages,
     )
-    _dC[grid](
-        xbc,
+    _dC[(chunks, batch * groups)](
+        inputs.xbc,
         dy,
         decays,
         states,
@@ -335,22 +322,22 @@ def backward(
         num_warps=dC_launch.warps,
         num_stages=dC_launch.stages,
     )
-    ddt = torch.empty_like(dt, memory_format=torch.contiguous_format)
-    partial = decays.new_empty(batch, chunks, 3, shape.heads)
-    _time_steps[(chunks, batch, -(-shape.heads // TIME_STEP_HEADS))](
-        dt,
-        dt_bias,
-        A,
+    ddt = torch.empty_like(inputs.dt, memory_format=torch.contiguous_format)
+    partial = decays.new_empty(batch, chunks, 3, heads)
+    _time_steps[(chunks, batch, -(-heads // TIME_STEP_HEADS))](
+        inputs.dt,
+        inputs.dt_bias,
+        inputs.A,
         decays,
         sums,
         through,
         ddt,
         partial,
-        shape.length,
+        length,
         padded,
         chunks,
-        *dt.stride()[:2],
-        shape.heads,
+        *inputs.dt.stride()[:2],
+        heads,
         launch.chunk,
         TIME_STEP_HEADS,
     )

@@ -25,10 +25,10 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from training_hook.ssd_state_kernels import Launch, Shape, carry_forward, make_decays, precision
+from training_hook.ssd_state_kernels import Inputs, Launch, carry_forward, make_decays, precision
 
 SCAN = (Launch(128, 8, 2), Launch(64, 4, 2), Launch(64, 4, 1))
-"""Of `_scan`, for `Shape.fit`; the chunk is that of the whole forward pass."""
+"""Of `_scan`, for `Inputs.fit`; the chunk is that of the whole forward pass."""
 
 
 @triton.jit
@@ -95,45 +95,34 @@ def _scan(
         tl.store(y_ptr + head * P, y.to(x.dtype), mask=xy_mask)
 
 
-def forward(
-    xbc: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    groups: int,
-    state_size: int,
-    document_ids: Tensor | None,
-    initial_state: Tensor | None,
-    launch: Launch | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Scans a batch; see `ssd_operators.scan`."""
-    shape = Shape.of(xbc, dt, groups, state_size)
-    launch = launch or shape.fit(SCAN, xbc.dtype)
-    decays = make_decays(dt, A, dt_bias, document_ids, launch.chunk)
-    states, final = carry_forward(xbc, decays, shape, initial_state, launch.chunk)
-    y = xbc.new_empty(shape.batch, shape.length, shape.heads * shape.head_dim)
-    chunks = states.shape[1]
-    _scan[(chunks, shape.batch * groups)](
-        xbc,
+def forward(inputs: Inputs, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
+    """Scans a batch; see `ssd_operators.ssd_packed`."""
+    inputs, launch = inputs.readable(), launch or inputs.fit(SCAN)
+    decays = make_decays(inputs, launch.chunk)
+    states, final = carry_forward(inputs, decays, launch.chunk)
+    batch, chunks, heads, head_dim, state_size = states.shape
+    length = inputs.xbc.shape[1]
+    y = inputs.xbc.new_empty(batch, length, heads * head_dim)
+    _scan[(chunks, batch * inputs.groups)](
+        inputs.xbc,
         decays,
-        document_ids,
+        inputs.document_ids,
         states,
-        D,
+        inputs.D,
         y,
-        shape.length,
+        length,
         decays.shape[-1],
         chunks,
-        *xbc.stride()[:2],
-        0 if document_ids is None else document_ids.stride(0),
-        shape.heads,
-        groups,
-        shape.head_dim,
+        *inputs.xbc.stride()[:2],
+        inputs.ids_stride,
+        heads,
+        inputs.groups,
+        head_dim,
         state_size,
-        document_ids is not None,
+        inputs.document_ids is not None,
         launch.chunk,
-        shape.block_p,
-        precision(xbc.dtype),
+        inputs.block_p,
+        precision(y.dtype),
         num_warps=launch.warps,
         num_stages=launch.stages,
     )

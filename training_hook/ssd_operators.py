@@ -82,19 +82,10 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """Scans on a GPU; see `ssd_packed`."""
     from training_hook import ssd_forward_kernels  # Triton is there only where there is a GPU
+    from training_hook.ssd_state_kernels import Inputs
 
-    document_ids, initial_state = _contiguous(document_ids), _contiguous(initial_state)
-    return ssd_forward_kernels.forward(
-        _row_major(xbc),
-        _row_major(dt),
-        A.contiguous(),
-        D.contiguous(),
-        dt_bias.contiguous(),
-        groups,
-        state_size,
-        document_ids,
-        initial_state,
-    )
+    inputs = Inputs(xbc, dt, A, D, dt_bias, document_ids, initial_state, groups, state_size)
+    return ssd_forward_kernels.forward(inputs)
 
 
 @scan.register_fake
@@ -135,21 +126,10 @@ def scan_backward(
         By xbc; by dt; by A, D and dt_bias, FP32, (3, heads); by the initial state, FP32.
     """
     from training_hook import ssd_backward_kernels  # Triton is there only where there is a GPU
+    from training_hook.ssd_state_kernels import Inputs
 
-    document_ids, initial_state = _contiguous(document_ids), _contiguous(initial_state)
-    return ssd_backward_kernels.backward(
-        _row_major(dy),
-        dfinal.contiguous(),
-        _row_major(xbc),
-        _row_major(dt),
-        A.contiguous(),
-        D.contiguous(),
-        dt_bias.contiguous(),
-        groups,
-        state_size,
-        document_ids,
-        initial_state,
-    )
+    inputs = Inputs(xbc, dt, A, D, dt_bias, document_ids, initial_state, groups, state_size)
+    return ssd_backward_kernels.backward(inputs, dy, dfinal)
 
 
 @scan_backward.register_fake
@@ -197,12 +177,3 @@ def _have_kernels(xbc: Tensor, heads: int, groups: int, state_size: int) -> bool
     head_dim = (xbc.shape[-1] - 2 * groups * state_size) // heads
     bytes_of_state = xbc.dtype.itemsize * state_size * (1 << (head_dim - 1).bit_length())
     return state_size in _STATE_SIZES and bytes_of_state <= _MAX_STATE_BYTES
-
-
-def _row_major(x: Tensor) -> Tensor:
-    """Copies a tensor only if its rows are not contiguous: slices of wider rows are read as is."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()

@@ -38,31 +38,47 @@ DECAY_HEADS = 16
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-class Shape(NamedTuple):
-    """Sizes of a scan."""
+class Inputs(NamedTuple):
+    """What a scan reads, as `ssd_operators.ssd_packed` describes it."""
 
-    batch: int
-    length: int
-    heads: int
+    xbc: Tensor
+    dt: Tensor
+    A: Tensor
+    D: Tensor
+    dt_bias: Tensor
+    document_ids: Tensor | None
+    initial_state: Tensor | None
     groups: int
-    head_dim: int
     state_size: int
 
-    @staticmethod
-    def of(xbc: Tensor, dt: Tensor, groups: int, state_size: int) -> "Shape":
-        """Reads the sizes from x, B and C side by side, and dt."""
-        (batch, length, channels), heads = xbc.shape, dt.shape[-1]
-        head_dim = (channels - 2 * groups * state_size) // heads
-        return Shape(batch, length, heads, groups, head_dim, state_size)
+    def readable(self) -> "Inputs":
+        """Copies the tensors that the kernels do not read as they are."""
+        tensors = {name: t for name, t in self._asdict().items() if isinstance(t, Tensor)}
+        return self._replace(**{name: readable(t) for name, t in tensors.items()})
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return self.dt.shape[-1]
+
+    @property
+    def head_dim(self) -> int:
+        """Columns of x that a head has."""
+        return (self.xbc.shape[-1] - 2 * self.groups * self.state_size) // self.heads
+
+    @property
+    def ids_stride(self) -> int:
+        """Distance of the document ids of two sequences."""
+        return 0 if self.document_ids is None else self.document_ids.stride(0)
 
     @property
     def block_p(self) -> int:
         """The least power of two that holds head_dim, and 16, which tensor cores need."""
         return max(16, 1 << (self.head_dim - 1).bit_length())
 
-    def fit(self, launches: tuple[Launch, Launch, Launch], dtype: torch.dtype) -> Launch:
+    def fit(self, launches: tuple[Launch, Launch, Launch]) -> Launch:
         """Returns the launch for states of up to 16, 32 or 64 KB a head: tiles grow with them."""
-        size = dtype.itemsize * self.block_p * self.state_size
+        size = self.xbc.dtype.itemsize * self.block_p * self.state_size
         return launches[0 if size <= 16_384 else 1 if size <= 32_768 else 2]
 
 
@@ -196,69 +212,71 @@ def _carry(
     tl.store(last_ptr + ends, state, mask=real)
 
 
-def make_decays(
-    dt: Tensor, A: Tensor, dt_bias: Tensor, document_ids: Tensor | None, chunk: int
-) -> Tensor:
+def make_decays(inputs: Inputs, chunk: int) -> Tensor:
     """Returns step, log, enter and leave of `_decays`, FP32, (batch, heads, 4, padded length)."""
-    batch, length, heads = dt.shape
+    batch, length, heads = inputs.dt.shape
     chunks = -(-length // chunk)
-    decays = dt.new_empty(batch, heads, 4, chunks * chunk, dtype=torch.float32)
+    decays = inputs.dt.new_empty(batch, heads, 4, chunks * chunk, dtype=torch.float32)
     _decays[(chunks, batch, -(-heads // DECAY_HEADS))](
-        dt,
-        dt_bias,
-        A,
-        document_ids,
+        inputs.dt,
+        inputs.dt_bias,
+        inputs.A,
+        inputs.document_ids,
         decays,
         length,
         chunks * chunk,
-        *dt.stride()[:2],
-        0 if document_ids is None else document_ids.stride(0),
+        *inputs.dt.stride()[:2],
+        inputs.ids_stride,
         heads,
-        document_ids is not None,
+        inputs.document_ids is not None,
         chunk,
         DECAY_HEADS,
     )
     return decays
 
 
-def carry_forward(
-    xbc: Tensor, decays: Tensor, shape: Shape, initial_state: Tensor | None, chunk: int
+def carry_forward(inputs: Inputs, decays: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Carries states along the chunks.
+
+    Args:
+        inputs: of the scan.
+        decays: of `make_decays`.
+        chunk: positions in a chunk.
+
+    Returns:
+        The state before each chunk, (batch, chunks, heads, head_dim, state_size) in the dtype of
+        x, and the last one, FP32, (batch, heads, head_dim, state_size).
+    """
+    B = inputs.xbc[:, :, inputs.heads * inputs.head_dim :]
+    return _carry_along(inputs, inputs.xbc, B, decays, inputs.initial_state, chunk, False)
+
+
+def carry_back(
+    inputs: Inputs, decays: Tensor, dy: Tensor, dfinal: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns the states before the chunks and the last one, see `carry`."""
-    maps = xbc[:, :, shape.heads * shape.head_dim :]
-    return carry(xbc, maps, decays, shape, initial_state, chunk, reverse=False)
+    """Carries gradients by states from the last chunk to the first, like `carry_forward`.
+
+    Returns:
+        The gradient by the state after each chunk, and that by the initial state.
+    """
+    C = inputs.xbc[:, :, inputs.xbc.shape[2] - inputs.groups * inputs.state_size :]
+    return _carry_along(inputs, dy, C, decays, dfinal, chunk, True)
 
 
-def carry(
+def _carry_along(
+    inputs: Inputs,
     values: Tensor,
     maps: Tensor,
     decays: Tensor,
-    shape: Shape,
     first: Tensor | None,
     chunk: int,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Carries states along the chunks, see `_carry`.
-
-    Args:
-        values: x or dy, (batch, length, at least heads * head_dim).
-        maps: B or C, (batch, length, at least groups * state_size).
-        decays: of `make_decays`.
-        shape: of the scan.
-        first: state (in reverse: its gradient) at the end that is begun with, zero if not given,
-            (batch, heads, head_dim, state_size).
-        chunk: positions in a chunk.
-        reverse: whether to go from the last chunk to the first.
-
-    Returns:
-        What each chunk is given, (batch, chunks, heads, head_dim, state_size) in the dtype of
-        values, and what is left after the last one, FP32, like `first`.
-    """
-    batch, length, heads, groups, head_dim, state_size = shape
-    chunks = decays.shape[-1] // chunk
-    tile_p, tile_n = min(shape.block_p, CARRY_TILE), min(state_size, CARRY_TILE)
-    states = values.new_empty(batch, chunks, heads, head_dim, state_size)
-    last = values.new_empty(batch, heads, head_dim, state_size, dtype=torch.float32)
+    batch, heads, _, padded = decays.shape
+    head_dim, state_size = inputs.head_dim, inputs.state_size
+    tile_p, tile_n = min(inputs.block_p, CARRY_TILE), min(state_size, CARRY_TILE)
+    states = values.new_empty(batch, padded // chunk, heads, head_dim, state_size)
+    last = decays.new_empty(batch, heads, head_dim, state_size)
     _carry[(-(-head_dim // tile_p) * (state_size // tile_n), batch * heads)](
         values,
         maps,
@@ -266,13 +284,13 @@ def carry(
         first,
         states,
         last,
-        length,
-        decays.shape[-1],
-        chunks,
+        values.shape[1],
+        padded,
+        padded // chunk,
         *values.stride()[:2],
         *maps.stride()[:2],
         heads,
-        heads // groups,
+        heads // inputs.groups,
         head_dim,
         state_size,
         first is not None,
@@ -285,6 +303,14 @@ def carry(
         num_stages=CARRY.stages,
     )
     return states, last
+
+
+def readable(x: Tensor) -> Tensor:
+    """Copies a tensor that the kernels do not read as it is.
+
+    Sequences of rows are: slices of wider rows are read in place. All else has to be contiguous.
+    """
+    return x if x.ndim == 3 and x.stride(-1) == 1 else x.contiguous()
 
 
 def precision(dtype: torch.dtype) -> str:

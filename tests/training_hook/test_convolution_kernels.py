@@ -97,4 +97,4 @@ def compare_operator() -> None:
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
 def test_convolution_kernels_in_the_interpreter_equal_plain():
-    run_in_interpreter("compare_with_plain", __name__)
+    run_in_interpreter(compare_with_plain)

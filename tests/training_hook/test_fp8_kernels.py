@@ -4,17 +4,14 @@ The interpreter does not round to FP8 as hardware does, so values here are ones 
 scale; rounding is compared on a GPU, in test_fp8_gpu.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.training_hook.triton_interpreter import run_in_interpreter
 from training_hook import fp8_emulation
 from training_hook.fp8_emulation import E4M3, E5M2
 
@@ -109,11 +106,4 @@ def compare_expected(cast: Callable[..., tuple[Tensor, ...]], wide: Tensor, sign
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
 @pytest.mark.parametrize("compare", [compare_with_emulation, compare_squared_relu_with_emulation])
 def test_kernels_in_the_interpreter_equal_emulation(compare):
-    code = f"from {__name__} import {compare.__name__} as run; run()"
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_interpreter(compare)

@@ -51,4 +51,4 @@ def compare_with_plain() -> None:
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
 def test_norm_kernels_in_the_interpreter_equal_plain():
-    run_in_interpreter("compare_with_plain", __name__)
+    run_in_interpreter(compare_with_plain)

@@ -4,16 +4,13 @@ The interpreter multiplies BF16 otherwise than hardware, so inputs here are floa
 does is measured on a GPU, in test_ssd_gpu.
 """
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.training_hook.triton_interpreter import run_in_interpreter
 from training_hook import ssd_operators
 from training_hook.ssd import ssd
 
@@ -105,7 +102,7 @@ def let_loops_end_at_arguments() -> None:
 def compare_with_reference() -> None:
     """Runs all kernels; to be called where TRITON_INTERPRET is set before Triton is imported."""
     from training_hook import ssd_backward_kernels, ssd_forward_kernels
-    from training_hook.ssd_state_kernels import Launch
+    from training_hook.ssd_state_kernels import Inputs, Launch
 
     let_loops_end_at_arguments()
     heads, groups, state_size = 4, 2, 16
@@ -125,10 +122,12 @@ def compare_with_reference() -> None:
         xbc.copy_(single["xbc"])
         dt.copy_(single["dt"])
         dy, dfinal = (t.float() for t in weights)
-        arguments = (xbc, dt, single["A"], single["D"], single["dt_bias"], groups, state_size)
-        arguments += (single["document_ids"], single["initial_state"], Launch(chunk, 4, 1))
-        y, final = ssd_forward_kernels.forward(*arguments)
-        dxbc, ddt, by_head, dinitial = ssd_backward_kernels.backward(dy, dfinal, *arguments)
+        names = ("A", "D", "dt_bias", "document_ids", "initial_state")
+        inputs = Inputs(xbc, dt, *(single[name] for name in names), groups, state_size)
+        launch = Launch(chunk, 4, 1)
+        y, final = ssd_forward_kernels.forward(inputs, launch)
+        gradients = ssd_backward_kernels.backward(inputs, dy, dfinal, launch)
+        dxbc, ddt, by_head, dinitial = gradients
         inner, maps = heads * head_dim, groups * state_size
         dx, dB, dC = dxbc.split([inner, maps, maps], dim=-1)
         found = {"y": y, "final": final, "x": dx, "B": dB, "C": dC, "dt": ddt}
@@ -171,11 +170,4 @@ def scan_results(
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
 def test_kernels_in_the_interpreter_equal_reference():
-    code = f"from {__name__} import compare_with_reference as run; run()"
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_interpreter(compare_with_reference)

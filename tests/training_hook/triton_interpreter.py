@@ -1,15 +1,17 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
-def run_in_interpreter(function: str, module: str) -> None:
+def run_in_interpreter(function: Callable[[], None]) -> None:
     """Runs a function of a test module with Triton's interpreter in place of a GPU.
 
     That is chosen when Triton is imported, so it takes a process of its own.
     """
-    code = f"from {module} import {function} as run; run()"
+    name = function.__name__
+    code = f"from {function.__module__} import {name}; {name}()"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     root = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, sys.path)])
