@@ -173,18 +173,20 @@ def _carry(
     In reverse, values are dy and maps C, and the same line gives the gradient by the state before
     a chunk from that by the state after it: enter_Q state + sum_q enter_q dy_q C_q^T.
     """
-    tiles: tl.constexpr = N // BLOCK_N
-    row, head = tl.program_id(1).to(tl.int64) // HEADS, tl.program_id(1) % HEADS
-    p = tl.program_id(0) // tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    n = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    across: tl.constexpr = N // BLOCK_N
+    tiles: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P * across
+    index = tl.program_id(0).to(tl.int64) // tiles
+    row, head = index // HEADS, index % HEADS
+    p = tl.program_id(0) % tiles // across * BLOCK_P + tl.arange(0, BLOCK_P)
+    n = tl.program_id(0) % across * BLOCK_N + tl.arange(0, BLOCK_N)
     q = tl.arange(0, Q)
     real = p[:, None] < P
     tile = p[:, None] * N + n[None, :]
     values_ptr += row * values_batch + head * P
     maps_ptr += row * maps_batch + head // PER_GROUP * N
-    decays_ptr += tl.program_id(1).to(tl.int64) * 4 * padded
+    decays_ptr += index * 4 * padded
     states_ptr += (row * chunks * HEADS + head) * P * N
-    ends = tl.program_id(1).to(tl.int64) * P * N + tile
+    ends = index * P * N + tile
     if HAS_FIRST:
         state = tl.load(first_ptr + ends, mask=real, other=0.0).to(tl.float32)
     else:
@@ -277,7 +279,7 @@ def _carry_along(
     tile_p, tile_n = min(inputs.block_p, CARRY_TILE), min(state_size, CARRY_TILE)
     states = values.new_empty(batch, padded // chunk, heads, head_dim, state_size)
     last = decays.new_empty(batch, heads, head_dim, state_size)
-    _carry[(-(-head_dim // tile_p) * (state_size // tile_n), batch * heads)](
+    _carry[(batch * heads * -(-head_dim // tile_p) * (state_size // tile_n),)](
         values,
         maps,
         decays,

@@ -53,7 +53,7 @@ def test_scan_in_float32_equals_float64(sizes, batch, length, documents):
     errors = relative_errors(
         scan_results(case, weights, sizes[1]), exact_results(case, weights, sizes[1])
     )
-    assert max(errors.values()) <= 5e-5, errors
+    assert max(errors.values()) <= 1e-4, errors
 
 
 def test_scan_twice_is_equal_bit_for_bit():
@@ -100,7 +100,7 @@ def test_scan_documents_of_one_position_equal_float64(length):
     case["document_ids"] = torch.arange(length, device="cuda").expand(1, -1)
     wanted = exact_results(case, weights, 2)
     for name, error in relative_errors(scan_results(case, weights, 2), wanted).items():
-        assert error <= 5e-5, (name, error)
+        assert error <= 1e-4, (name, error)
 
 
 def test_scan_steps_far_apart_in_size_stay_finite():

@@ -101,16 +101,17 @@ def let_loops_end_at_arguments() -> None:
 
 def compare_with_reference() -> None:
     """Runs all kernels; to be called where TRITON_INTERPRET is set before Triton is imported."""
-    from training_hook import ssd_backward_kernels, ssd_forward_kernels
+    from training_hook import ssd_backward_kernels, ssd_forward_kernels, ssd_state_kernels
     from training_hook.ssd_state_kernels import Inputs, Launch
 
     let_loops_end_at_arguments()
-    heads, groups, state_size = 4, 2, 16
-    for length, head_dim, chunk, documents, initial in (
-        (37, 16, 16, False, False),
-        (70, 16, 32, True, True),
-        (45, 24, 16, True, False),
-        (50, 16, 16, False, True),
+    ssd_state_kernels.CARRY_TILE = 16  # several tiles along both sides of a state
+    heads, groups = 4, 2
+    for length, head_dim, state_size, chunk, documents, initial in (
+        (37, 16, 16, 16, False, False),
+        (70, 16, 16, 32, True, True),
+        (45, 24, 32, 16, True, False),
+        (50, 16, 16, 16, False, True),
     ):
         sizes = (2, length, heads, groups, head_dim, state_size)
         case, weights = draw_case(*sizes, documents, initial)
@@ -134,11 +135,11 @@ def compare_with_reference() -> None:
         found |= dict(zip(("A", "D", "dt_bias"), by_head, strict=True))
         found["initial_state"] = dinitial
         for name, error in relative_errors(found, wanted).items():
-            assert error < 3e-6, f"{name} at length {length} differs by {error}"
-    case, weights = draw_case(2, 70, heads, groups, 16, state_size, documents=True, initial=True)
+            assert error < 3e-5, f"{name} at length {length} differs by {error}"
+    case, weights = draw_case(2, 70, heads, groups, 16, 16, documents=True, initial=True)
     wanted = exact_results(case, weights, groups)
     for name, error in relative_errors(scan_results(case, weights, groups), wanted).items():
-        assert error < 3e-6, f"{name} of the operator differs by {error}"
+        assert error < 3e-5, f"{name} of the operator differs by {error}"
 
 
 def scan_results(
