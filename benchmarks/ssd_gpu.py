@@ -1,6 +1,6 @@
 """The SSD scan on one GPU: errors against float64, kernel times, beside plain PyTorch compiled.
 
-    OUT=DIR python -m benchmarks.ssd_gpu [--sweep] [--only 1b nano2]
+    OUT=DIR python -m benchmarks.ssd_gpu [--only 1b nano2] [--sweep 1b]
 
 Needs torch and triton. Writes $OUT/ssd_gpu.json. Times are of kernels, from torch.profiler: alone,
 so small a chain is bound by the CPU, in a training step it is not. The least time is the bytes that
@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.training_steps import device_name, versions
-from pipelines.progress import say
 from training_hook import ssd_operators
 from training_hook.ssd import ssd
 
@@ -160,11 +159,13 @@ def times_of(layer: Layer, scan: Callable[..., Tensor], device: torch.device) ->
 def measure_ssd(names: tuple[str, ...] = tuple(LAYERS), plain: bool = True) -> dict[str, Any]:
     """Measures our kernels, and plain PyTorch compiled, at the sizes of some models."""
     device = torch.device("cuda")
-    bandwidth = next((b for gpu, b in BANDWIDTH.items() if gpu in device_name(device)), None)
+    bandwidth = next(
+        (b for gpu, b in BANDWIDTH.items() if gpu in torch.cuda.get_device_name(device)), None
+    )
     record: dict[str, Any] = {}
     for name in names:
         layer = LAYERS[name]
-        say(f"ssd {name}: kernels")
+        print(f"ssd {name}: kernels")
         record[name] = {
             "sizes": str(layer),
             "kernels": {
@@ -177,7 +178,7 @@ def measure_ssd(names: tuple[str, ...] = tuple(LAYERS), plain: bool = True) -> d
             record[name]["least_us"] = {**least, "sum": sum(least.values())}
     if plain:
         layer = LAYERS["1b"]
-        say("ssd 1b: plain PyTorch, compiled")
+        print("ssd 1b: plain PyTorch, compiled")
         compiled = torch.compile(layer.by_torch, fullgraph=True, dynamic=False)
         record["plain_compiled"] = times_of(layer, compiled, device)
     return record
@@ -239,14 +240,14 @@ def sweep(names: tuple[str, ...]) -> dict[str, Any]:
                 except Exception as error:  # a launch that does not fit is a result of the sweep
                     row["error"] = repr(error)[:200]
                 rows.append(row)
-                say(f"{name}: {row}")
+                print(f"{name}: {row}")
             setattr(module, constant, chosen)
     return record
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="The SSD scan on one GPU.")
-    parser.add_argument("--sweep", action="store_true", help="also time other launches")
+    parser.add_argument("--sweep", nargs="+", choices=tuple(LAYERS), help="time other launches")
     parser.add_argument("--no-plain", action="store_true", help="not plain PyTorch compiled")
     parser.add_argument("--only", nargs="+", choices=tuple(LAYERS), default=tuple(LAYERS))
     options = parser.parse_args()
@@ -255,15 +256,16 @@ def main() -> int:
     path = Path(os.environ.get("OUT", ".")) / "ssd_gpu.json"
     content: dict[str, Any] = {
         "what": "the SSD scan of one layer, forward and backward, on one device",
-        "device": device_name(torch.device("cuda", 0)),
-        "versions": versions(),
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": version("triton"),
     }
     failed = False
     sections: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         ("layers", lambda: measure_ssd(tuple(options.only), not options.no_plain))
     ]
     if options.sweep:
-        sections.append(("sweep", lambda: sweep(tuple(options.only))))
+        sections.append(("sweep", lambda: sweep(tuple(options.sweep))))
     for section, measured in sections:
         try:
             content[section] = measured()
@@ -271,7 +273,7 @@ def main() -> int:
             failed = True
             content[section] = {"error": traceback.format_exc()}
         path.write_text(json.dumps(content, indent=1) + "\n")
-        say(json.dumps(content[section], indent=1))
+        print(json.dumps(content[section], indent=1))
     return 1 if failed else 0
 
 

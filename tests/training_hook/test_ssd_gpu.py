@@ -33,8 +33,10 @@ def cuda_case(
     return case, (dy.to(dtype).double().cuda(), dfinal.cuda())
 
 
-@pytest.mark.parametrize(("batch", "length", "documents"), [(1, 512, False), (2, 1000, True)])
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(
+    ("sizes", "batch", "length", "documents"),
+    [(sizes, 2, 1000, True) for sizes in SIZES] + [(sizes, 1, 512, False) for sizes in SIZES[:2]],
+)
 def test_scan_in_bf16_equals_float64(sizes, batch, length, documents):
     case, weights = cuda_case(batch, length, sizes, documents, torch.bfloat16)
     found = scan_results(case, weights, sizes[1], torch.bfloat16)
@@ -94,9 +96,9 @@ def test_scan_operators_pass_the_checks_of_torch():
     torch.library.opcheck(ssd_operators.scan, arguments)
 
 
-@pytest.mark.parametrize("length", [2, 65, 129])
+@pytest.mark.parametrize("length", [2, 129])
 def test_scan_documents_of_one_position_equal_float64(length):
-    case, weights = cuda_case(1, length, (8, 2, 64, 64), True, torch.float32)
+    case, weights = cuda_case(1, length, (8, 2, 32, 32), True, torch.float32)
     case["document_ids"] = torch.arange(length, device="cuda").expand(1, -1)
     wanted = exact_results(case, weights, 2)
     for name, error in relative_errors(scan_results(case, weights, 2), wanted).items():
