@@ -21,7 +21,8 @@ q >= t, from k < t to R, and from S to R; the four are sums before and after t o
     left_k = leave_k x_k . R B_k    through = enter_Q R . S
 
 and none of them is found as a difference of large numbers but row - step column, which is exact to
-float32. The chunk is 64: the sums over heads and their factors stay in the registers of 8 warps.
+float32. The chunk is 64, so that the sums over heads stay in registers; with dC in the same kernel
+they do not, which costs more than reading dy and R again.
 """
 
 # Triton's compiled functions are called with a grid in brackets, which no stub describes.
@@ -41,12 +42,10 @@ from training_hook.ssd_state_kernels import (
     precision,
 )
 
-DX_DB = Launch(chunk=64, warps=8, stages=2)
-"""Of `_dx_dB` in BF16; its chunk is that of the whole backward pass."""
-DX_DB_WIDE = Launch(chunk=64, warps=8, stages=1)
-"""Likewise in FP32, or where head_dim * state_size is above 64 * 128."""
-DC_WARPS = 4
-"""Of `_dC`, which has the chunk and the stages of `_dx_dB`."""
+DX_DB = (Launch(64, 8, 2), Launch(64, 8, 2), Launch(64, 8, 1))
+"""Of `_dx_dB`, for `Shape.fit`; the chunk is that of the whole backward pass."""
+DC = (Launch(64, 4, 2), Launch(64, 8, 2), Launch(64, 8, 1))
+"""Of `_dC`, which has the chunk of `_dx_dB`."""
 TIME_STEP_HEADS = 16
 """Heads of a program of `_time_steps`."""
 
@@ -81,9 +80,9 @@ def _dx_dB(
 ):
     """Writes dx and dB of one chunk for a group, and what `_dC` and `_time_steps` read.
 
-    Those are w step G summed over the heads, (batch, chunks, groups, k, q), and of the sums (batch,
-    heads, 5, padded) column, row, left and dy . x. Square tiles have k down and q across, so that
-    V and w step G are first factors.
+    Those are w step G summed over the heads, FP32, (batch, chunks, groups, k, q), and of the sums
+    (batch, heads, 5, padded) column, row, left and dy . x. Square tiles have k down and q across,
+    so that V and w step G are first factors.
     """
     per_group: tl.constexpr = HEADS // GROUPS
     width: tl.constexpr = HEADS * P + 2 * GROUPS * N
@@ -95,7 +94,13 @@ def _dx_dB(
     maps = xbc_ptr + HEADS * P + group * N + q[:, None] * xbc_row + n[None, :]
     B = tl.load(maps, mask=inside[:, None], other=0.0)
     C = tl.load(maps + GROUPS * N, mask=inside[:, None], other=0.0)
-    scores = tl.dot(B, tl.trans(C), input_precision=PRECISION)
+    pairs_ptr += ((row * chunks + chunk) * GROUPS + group) * (Q * Q)
+    pairs_ptr += q[:, None] * Q + q[None, :]
+    # through memory: a product that other products follow is laid out along the rows, and 8 warps
+    # would have this one twice in their registers for the whole loop
+    tl.store(pairs_ptr, tl.dot(B, tl.trans(C), input_precision=PRECISION))
+    tl.debug_barrier()
+    scores = tl.load(pairs_ptr)
     visible = q[:, None] <= q[None, :]
     if HAS_IDS:
         ids_ptr += row * ids_batch + tl.minimum(start + q, length - 1)
@@ -135,15 +140,12 @@ def _dx_dB(
         dx = tl.dot(B, tl.trans(after), input_precision=PRECISION) * leave[:, None]
         tl.store(sums + 3 * padded, tl.sum(dx * x.to(tl.float32), 1))
         mixing = (scores * decay).to(x.dtype)
-        dx = tl.dot(mixing, dy, dx, input_precision=PRECISION)
         dx = dx * step[:, None] + tl.load(D_ptr + head).to(tl.float32) * dy.to(tl.float32)
+        dx += tl.dot(mixing, dy, input_precision=PRECISION) * step[:, None]
         tl.store(dx_ptr + head * P, dx.to(x.dtype), mask=xy_mask)
-        weighted = (x.to(tl.float32) * (leave * step)[:, None]).to(x.dtype)
-        dB = tl.dot(weighted, after, dB, input_precision=PRECISION)
-    pairs = pairs.to(B.dtype)
-    pairs_ptr += ((row * chunks + chunk) * GROUPS + group) * (Q * Q)
-    tl.store(pairs_ptr + q[:, None] * Q + q[None, :], pairs)
-    dB = tl.dot(pairs, C, dB, input_precision=PRECISION)
+        dB += tl.dot(x, after, input_precision=PRECISION) * (leave * step)[:, None]
+    tl.store(pairs_ptr, pairs)
+    dB = tl.dot(pairs.to(B.dtype), C, dB, input_precision=PRECISION)
     dmaps = dxbc_ptr + HEADS * P + group * N + q[:, None] * width + n[None, :]
     tl.store(dmaps, dB.to(B.dtype), mask=inside[:, None])
 
@@ -187,7 +189,7 @@ def _dC(
     B = tl.load(maps, mask=inside[:, None], other=0.0)
     C = tl.load(maps + GROUPS * N, mask=inside[:, None], other=0.0)
     pairs_ptr += ((row * chunks + chunk) * GROUPS + group) * (Q * Q)
-    pairs = tl.load(pairs_ptr + q[:, None] * Q + q[None, :])
+    pairs = tl.load(pairs_ptr + q[:, None] * Q + q[None, :]).to(B.dtype)
     dC = tl.dot(tl.trans(pairs), B, input_precision=PRECISION)
     dy_ptr += row * dy_batch + start * dy_row + q[:, None] * dy_row + p[None, :]
     tile = (row * chunks + chunk) * (HEADS * P * N) + p[:, None] * N + n[None, :]
@@ -283,7 +285,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns dxbc, ddt, the gradients by A, D and dt_bias (3, heads), and by the initial state."""
     shape = Shape.of(xbc, dt, groups, state_size)
-    launch = launch or (DX_DB_WIDE if shape.is_wide(xbc.dtype) else DX_DB)
+    launch = launch or shape.fit(DX_DB, xbc.dtype)
+    dC_launch = shape.fit(DC, xbc.dtype)
     decays = make_decays(dt, A, dt_bias, document_ids, launch.chunk)
     states, _ = carry_forward(xbc, decays, shape, initial_state, launch.chunk)
     C = xbc[:, :, xbc.shape[2] - groups * state_size :]
@@ -293,7 +296,7 @@ def backward(
     dxbc = torch.empty_like(xbc, memory_format=torch.contiguous_format)
     sums = decays.new_empty(batch, shape.heads, 5, padded)
     through = decays.new_empty(batch, shape.heads, chunks)
-    pairs = xbc.new_empty(batch, chunks, groups, launch.chunk, launch.chunk)
+    pairs = decays.new_empty(batch, chunks, groups, launch.chunk, launch.chunk)
     sizes = (shape.length, padded, chunks, *xbc.stride()[:2], *dy.stride()[:2])
     constants = (shape.heads, groups, shape.head_dim, state_size)
     tiles = (launch.chunk, shape.block_p, precision(xbc.dtype))
@@ -329,8 +332,8 @@ def backward(
         *sizes,
         *constants,
         *tiles,
-        num_warps=DC_WARPS,
-        num_stages=launch.stages,
+        num_warps=dC_launch.warps,
+        num_stages=dC_launch.stages,
     )
     ddt = torch.empty_like(dt, memory_format=torch.contiguous_format)
     partial = decays.new_empty(batch, chunks, 3, shape.heads)

@@ -27,10 +27,8 @@ from torch import Tensor
 
 from training_hook.ssd_state_kernels import Launch, Shape, carry_forward, make_decays, precision
 
-SCAN = Launch(chunk=128, warps=8, stages=2)
-"""Of `_scan` in BF16; its chunk is that of the whole forward pass."""
-SCAN_WIDE = Launch(chunk=64, warps=4, stages=1)
-"""Likewise in FP32, or where head_dim * state_size is above 64 * 128: shared memory is short."""
+SCAN = (Launch(128, 8, 2), Launch(64, 4, 2), Launch(64, 4, 1))
+"""Of `_scan`, for `Shape.fit`; the chunk is that of the whole forward pass."""
 
 
 @triton.jit
@@ -111,7 +109,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Scans a batch; see `ssd_operators.scan`."""
     shape = Shape.of(xbc, dt, groups, state_size)
-    launch = launch or (SCAN_WIDE if shape.is_wide(xbc.dtype) else SCAN)
+    launch = launch or shape.fit(SCAN, xbc.dtype)
     decays = make_decays(dt, A, dt_bias, document_ids, launch.chunk)
     states, final = carry_forward(xbc, decays, shape, initial_state, launch.chunk)
     y = xbc.new_empty(shape.batch, shape.length, shape.heads * shape.head_dim)

@@ -60,9 +60,10 @@ class Shape(NamedTuple):
         """The least power of two that holds head_dim, and 16, which tensor cores need."""
         return max(16, 1 << (self.head_dim - 1).bit_length())
 
-    def is_wide(self, dtype: torch.dtype) -> bool:
-        """Whether the tiles of a head are larger than those that the first choices are made for."""
-        return dtype.itemsize * self.block_p * self.state_size > 2 * 64 * 128
+    def fit(self, launches: tuple[Launch, Launch, Launch], dtype: torch.dtype) -> Launch:
+        """Returns the launch for states of up to 16, 32 or 64 KB a head: tiles grow with them."""
+        size = dtype.itemsize * self.block_p * self.state_size
+        return launches[0 if size <= 16_384 else 1 if size <= 32_768 else 2]
 
 
 @triton.jit
@@ -183,13 +184,15 @@ def _carry(
         maps = maps_ptr + start * maps_row + q[:, None] * maps_row + n[None, :]
         maps = tl.load(maps, mask=inside[:, None], other=0.0)
         enter = decays_ptr + 2 * padded + start
+        kept = tl.load(enter + Q - 1)
         if REVERSE:
             weight = tl.load(enter + q)
         else:
             weight = tl.load(enter + padded + q) * tl.load(decays_ptr + start + q)
         weighted = (values.to(tl.float32) * weight[None, :]).to(values.dtype)
-        state *= tl.load(enter + Q - 1)
-        state = tl.dot(weighted, maps, state, input_precision=PRECISION)
+        # not added up by the product, which would then wait for the load
+        added = tl.dot(weighted, maps, input_precision=PRECISION)
+        state = tl.fma(state, kept, added)
     tl.store(last_ptr + ends, state, mask=real)
 
 
