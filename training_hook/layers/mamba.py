@@ -18,7 +18,7 @@ from training_hook.convolution import CausalConvolution
 from training_hook.documents import Documents
 from training_hook.linear import make_linear
 from training_hook.norm import GatedGroupNorm
-from training_hook.ssd import ssd
+from training_hook.ssd_operators import ssd_packed
 
 
 class MambaState(NamedTuple):
@@ -56,21 +56,19 @@ class Mamba(nn.Module):
         gate, xbc, dt = projected.split(self.split_sizes, dim=-1)
         document_ids = None if documents is None else documents.ids
         xbc, convolution = self.conv1d(xbc, document_ids, state.convolution if state else None)
-        maps = config.n_groups * config.ssm_state_size
-        x, b, c = xbc.split([config.mamba_inner_size, maps, maps], dim=-1)
-        y, ssm = ssd(
-            x.unflatten(-1, (config.mamba_num_heads, -1)),
+        y, ssm = ssd_packed(
+            xbc,
             dt,
             -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
-            b.unflatten(-1, (config.n_groups, -1)),
-            c.unflatten(-1, (config.n_groups, -1)),
             self.D,
             self.dt_bias,
+            config.n_groups,
+            config.ssm_state_size,
             config.chunk_size,
             document_ids,
             state.ssm if state else None,
         )
-        y = self.norm(y.flatten(-2), gate)
+        y = self.norm(y, gate)
         y = self.out_proj(y.flatten(0, 1)).unflatten(0, shape)
         return y, MambaState(convolution, ssm) if state else None, None
 
