@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.training_hook import test_norm_kernels
 from tests.training_hook.test_convolution_kernels import (
     assert_near,
     differentiate,
@@ -11,6 +12,7 @@ from tests.training_hook.test_convolution_kernels import (
 )
 from training_hook.convolution import CausalConvolution, plain_convolution
 from training_hook.convolution_operators import convolve
+from training_hook.norm import GatedGroupNorm, plain_gated_norm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -87,3 +89,34 @@ def test_convolution_module_on_cuda_pieces_with_state_equal_whole():
             y, state = module(x[:, begin:end].cuda(), part, state)
             pieces.append(y.cpu())
         assert_near([torch.cat(pieces, 1), state.cpu()], [wanted, last], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    ("tokens", "size", "groups"),
+    [(1001, 4096, 8), (77, 10240, 8), (300, 10240, 128), (65, 4096, 1), (33, 500, 4), (1, 640, 2)],
+)
+def test_gated_norm_on_cuda_equals_float64(tokens, size, groups, dtype):
+    inputs = to_cuda(test_norm_kernels.operands(tokens, size, groups), dtype, (2,))
+    wide = torch.cat([inputs[0], inputs[1], inputs[0][..., :64]], -1)
+    inputs[:2] = wide[..., :size], wide[..., size : 2 * size]
+    dy = torch.randn(1, tokens, size, device="cuda").to(dtype)
+    wanted = exact(plain_gated_norm, inputs, dy)
+    found = differentiate(test_norm_kernels.output, inputs, dy)
+    assert [t.dtype for t in found] == [dtype, dtype, dtype, torch.float32]
+    assert_near(found, wanted, TOLERANCES[dtype])
+
+
+def test_gated_norm_module_on_cuda_is_the_same_every_time_and_compiled():
+    module = GatedGroupNorm(4096, 8, 1e-5).cuda()
+    x, gate, weight, *_ = to_cuda(test_norm_kernels.operands(3000, 4096, 8), torch.bfloat16, (2,))
+    with torch.no_grad():
+        module.weight.copy_(weight)
+    dy = torch.randn(1, 3000, 4096, device="cuda").bfloat16()
+    x.requires_grad_()
+    first = torch.autograd.grad(module(x, gate), [x, module.weight], dy)
+    compiled = torch.compile(module, fullgraph=True, dynamic=False)
+    for run in (module, compiled, compiled):
+        again = torch.autograd.grad(run(x, gate), [x, module.weight], dy)
+        for a, b in zip(again, first, strict=True):
+            assert torch.equal(a, b)
