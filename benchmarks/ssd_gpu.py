@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.training_steps import device_name, versions
+from benchmarks.training_steps import versions
 from pipelines.progress import say
+from training_hook.device import device_name
 from training_hook import ssd_operators
 from training_hook.ssd import ssd
 

@@ -1,13 +1,16 @@
 """A causal depthwise convolution with SiLU that stops at document boundaries and carries a state.
 
-Each channel is a short filter over time (4 taps in Mamba-2), written as shifted multiply-adds: no
-layout change, and what compilers can fuse. Compiled, its backward is 3.6 times slower on an H100
-than a kernel made for it, so this is the reference such a kernel is held to.
+Each channel is a short filter over time (4 taps in Mamba-2). On a GPU it is a kernel of ours. The
+plain form, shifted multiply-adds, is what the kernel is held to and what runs elsewhere: no layout
+change, and what compilers can fuse, but compiled its backward is 3.6 times slower on an H100 than a
+kernel made for it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from training_hook.convolution_operators import convolve
 
 
 class CausalConvolution(nn.Module):
@@ -40,22 +43,53 @@ class CausalConvolution(nn.Module):
         Returns:
             y like x, and the last kernel - 1 inputs (of the last document).
         """
-        length, history = x.shape[1], self.weight.shape[-1] - 1
-        exact = torch.promote_types(x.dtype, torch.float32)
-        if initial_state is None:
-            inputs = F.pad(x, (0, 0, history, 0))
-        else:
-            inputs = torch.cat([initial_state.to(x.dtype), x], dim=1)
-        taps = self.weight[:, 0].to(exact).unbind(-1)
-        y = torch.addcmul(self.bias.to(exact), x.to(exact), taps[-1])
-        for shift in range(1, history + 1):
-            earlier = inputs[:, history - shift : history - shift + length]
-            if document_ids is not None:
-                same = document_ids == F.pad(document_ids, (shift, 0))[:, :length]
-                earlier = earlier * same[..., None]
-            y = torch.addcmul(y, earlier.to(exact), taps[-1 - shift])
-        final = inputs[:, length:]
+        history = self.weight.shape[-1] - 1
+        initial_state = None if initial_state is None else initial_state.to(x.dtype)
+        # from 9 taps on the kernel would run out of registers
+        has_kernel = x.is_cuda and x.dtype != torch.float64 and 1 <= history <= 7
+        run = convolve if has_kernel else plain_convolution
+        y = run(x, self.weight, self.bias, document_ids, initial_state)
+        return y, _last_inputs(x, document_ids, initial_state, history)
+
+
+def plain_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    document_ids: Tensor | None,
+    initial_state: Tensor | None,
+) -> Tensor:
+    """Filters with PyTorch's operators, in FP32 at least; see `CausalConvolution.forward`."""
+    length, history = x.shape[1], weight.shape[-1] - 1
+    exact = torch.promote_types(x.dtype, torch.float32)
+    if initial_state is None:
+        inputs = F.pad(x, (0, 0, history, 0))
+    else:
+        inputs = torch.cat([initial_state, x], dim=1)
+    taps = weight[:, 0].to(exact).unbind(-1)
+    y = torch.addcmul(bias.to(exact), x.to(exact), taps[-1])
+    for shift in range(1, history + 1):
+        earlier = inputs[:, history - shift : history - shift + length]
         if document_ids is not None:
-            same = F.pad(document_ids, (history, 0))[:, length:] == document_ids[:, -1:]
-            final = final * same[..., None]
-        return F.silu(y).to(x.dtype), final
+            same = document_ids == F.pad(document_ids, (shift, 0))[:, :length]
+            earlier = earlier * same[..., None]
+        y = torch.addcmul(y, earlier.to(exact), taps[-1 - shift])
+    return F.silu(y).to(x.dtype)
+
+
+def _last_inputs(
+    x: Tensor, document_ids: Tensor | None, initial_state: Tensor | None, history: int
+) -> Tensor:
+    """Returns the state after the last position, in memory of its own."""
+    length = x.shape[1]
+    begin, missing = max(0, length - history), max(0, history - length)
+    last = x[:, begin:]
+    if missing and initial_state is not None:
+        last = torch.cat([initial_state[:, length:], last], dim=1)
+    else:
+        last = F.pad(last, (0, 0, missing, 0))
+    if document_ids is not None:
+        same = F.pad(document_ids[:, begin:], (missing, 0)) == document_ids[:, -1:]
+        last = last * same[..., None]
+    # a view would keep all of x alive as long as the state
+    return last.clone()
