@@ -28,9 +28,9 @@ from benchmarks.fp8_gpu import Report, free
 from benchmarks.kernel_cases import Case, Choice, measure, sweep
 from benchmarks.training_steps import find_commit, versions
 from pipelines.progress import say
-from training_hook.device import device_name
 from training_hook.convolution import plain_convolution
 from training_hook.convolution_operators import convolve
+from training_hook.device import device_name
 from training_hook.norm import plain_gated_norm
 from training_hook.norm_operators import gated_norm
 

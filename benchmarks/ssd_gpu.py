@@ -25,8 +25,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.training_steps import versions
 from pipelines.progress import say
-from training_hook.device import device_name
 from training_hook import ssd_operators
+from training_hook.device import device_name
 from training_hook.ssd import ssd
 
 REPEATS = 10
