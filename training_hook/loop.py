@@ -95,23 +95,24 @@ def train_step(
     device = next(model.parameters()).device
     sequence_length = batch.tokens.shape[1] - 1
     nats = []
-    for start in range(0, len(batch.tokens), run.micro_batch_size):
-        rows = slice(start, start + run.micro_batch_size)
-        tokens = batch.tokens[rows].to(device, non_blocking=True).long()
-        boundaries = batch.boundaries[rows].to(device, non_blocking=True)
-        mask = batch.loss_mask
-        if mask is not None:
-            mask = mask[rows].to(device, non_blocking=True)
-        loss = model.loss(
-            tokens[:, :-1].contiguous(),
-            tokens[:, 1:].contiguous(),
-            mask,
-            document_ids(boundaries, sequence_length),
-            run.z_loss,
-        )
-        # gradients are FP32 like the parameters, and add up in .grad
-        (loss.total / batch.num_targets).backward()
-        nats.append(loss.nats)
+    with model.held_weights():
+        for start in range(0, len(batch.tokens), run.micro_batch_size):
+            rows = slice(start, start + run.micro_batch_size)
+            tokens = batch.tokens[rows].to(device, non_blocking=True).long()
+            boundaries = batch.boundaries[rows].to(device, non_blocking=True)
+            mask = batch.loss_mask
+            if mask is not None:
+                mask = mask[rows].to(device, non_blocking=True)
+            loss = model.loss(
+                tokens[:, :-1].contiguous(),
+                tokens[:, 1:].contiguous(),
+                mask,
+                document_ids(boundaries, sequence_length),
+                run.z_loss,
+            )
+            # gradients are FP32 like the parameters, and add up in .grad
+            (loss.total / batch.num_targets).backward()
+            nats.append(loss.nats)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip_norm, foreach=True)
     nats = torch.cat(nats)
     loss = nats.sum() / batch.num_targets

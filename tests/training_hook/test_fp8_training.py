@@ -155,7 +155,7 @@ def test_build_model_keeps_the_ends_and_the_head_plain(recipe):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"linear_recipe": "fp4"}, "known recipes: plain, fp8_tensor, fp8_block"),
+        ({"linear_recipe": "fp4"}, "known recipes: plain, fp8_tensor, fp8_tensor_e4m3, fp8_block"),
         ({"plain_first_layers": -1}, "plain_first_layers is -1; wanted 0 or more"),
         ({"plain_step_share": 1.0}, "for 1, linear_recipe 'plain'"),
         ({"micro_batch_size": 4}, "is 192; fp8_block wants a multiple of 128"),
@@ -170,7 +170,7 @@ def test_run_with_fp8_that_cannot_be_is_refused(changes, message):
     ("changes", "message"),
     [
         ({"plain_last_layers": 3}, "so none would run in it"),
-        ({"model": replace(MODEL, mamba_num_heads=64)}, "in_features 128 and out_features 320"),
+        ({"model": replace(MODEL, mamba_num_heads=64)}, "in_features 64 and out_features 128"),
     ],
 )
 def test_build_model_with_fp8_that_cannot_be_is_refused(changes, message):
