@@ -3,7 +3,9 @@ import torch
 from torch import Tensor
 
 from tests.training_hook.test_fp8 import RECIPES, error, layer_of, normal, three_products
+from tests.training_hook.test_fp8_mlp import Stack
 from tests.training_hook.test_fp8_training import MODEL
+from tests.training_hook.test_linear import SPLIT
 from training_hook import fp8_emulation, fp8_operators
 from training_hook.fp8_emulation import E4M3, E5M2
 from training_hook.model import HybridModel
@@ -44,6 +46,80 @@ def test_casts_on_cuda_equal_cpu_bit_for_bit(dtype):
     for part, cuda in ((x, x.cuda()), (x[:, 128:], strided)):
         assert_same(fp8_operators.cast_blocks(cuda), fp8_emulation.cast_blocks(part))
         assert_same(fp8_operators.cast_squares(cuda), fp8_emulation.cast_squares(part))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_casts_of_squared_relu_on_cuda_equal_cpu_bit_for_bit(dtype):
+    up = wild(640, 384, torch.float32).clamp(-1e15, 1e15).to(dtype)  # FP32 holds the squares
+    gradient = wild(384, 640, torch.float32).t().clamp(-1e15, 1e15).to(dtype)
+    for given in (None, gradient):
+        for fp8 in (E4M3, E5M2):
+            for rows, columns in ((slice(None), slice(None)), (slice(208), slice(16, 96))):
+                part, by = up[rows, columns], None if given is None else given[rows, columns]
+                amax = fp8_emulation.squared_relu(part, by).abs().amax().float()
+                found = fp8_operators.cast_squared_relu_tensor(
+                    part.cuda(), None if by is None else by.cuda(), amax.cuda(), fp8
+                )
+                assert_same(found, fp8_emulation.cast_squared_relu_tensor(part, by, amax, fp8))
+        there = None if given is None else given.cuda()
+        found = fp8_operators.cast_squared_relu_blocks(up.cuda(), there)
+        assert_same(found, fp8_emulation.cast_squared_relu_blocks(up, given))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_mlp_on_cuda_equals_its_products_and_the_cpu(recipe, compiled):
+    x, dy = normal(512, 256, seed=2).bfloat16(), normal(512, 128, seed=3).bfloat16()
+    wanted = three_products(Stack(recipe, True), x, dy)
+    fused, parts = Stack(recipe, True).cuda(), Stack(recipe, False).cuda()
+    if compiled:
+        fused.compile(fullgraph=True, dynamic=False)
+    found = three_products(fused, x.cuda(), dy.cuda())
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert error(ours.cpu(), theirs.double()) < 3e-2
+    for ours, theirs in zip(found, three_products(parts, x.cuda(), dy.cuda()), strict=True):
+        # compiled, the largest value of the gradient is that before it is rounded to BF16
+        assert torch.equal(ours, theirs) or (compiled and error(ours, theirs.double()) < 3e-2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("recipe", ["plain", *RECIPES])
+def test_held_weight_on_cuda_gives_the_same_bits(recipe, compiled):
+    layer = layer_of(recipe, 640, 384).cuda()
+    if compiled:
+        layer.compile(fullgraph=True, dynamic=False)
+    x, dy = normal(512, 640, seed=2).bfloat16().cuda(), normal(512, 384, seed=3).bfloat16().cuda()
+    wanted = three_products(layer, x, dy)
+    layer.hold(torch.bfloat16)
+    for held, fresh in zip(three_products(layer, x, dy), wanted, strict=True):
+        assert held.dtype == fresh.dtype
+        assert torch.equal(held, fresh)
+
+
+@pytest.mark.parametrize("recipe", ["plain", *RECIPES])
+def test_held_weights_on_cuda_compile_once_and_are_refreshed(recipe):
+    model = HybridModel(SPLIT, recipe, (1, 1) if recipe != "plain" else (0, 0))
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    model.cuda()
+    tokens = torch.randint(0, SPLIT.vocab_size, (2, 256), generator=torch.Generator()).cuda()
+    weights = list(model.parameters())
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(model.loss(tokens, tokens)[0], weights)
+
+    wanted = gradients()
+    model.compile_layers()
+    with model.held_weights():
+        compiled = gradients()
+    for (name, _), a, b in zip(model.named_parameters(), compiled, wanted, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < 0.2 * b.norm(), name
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(1.01)
+    with torch.compiler.set_stance("fail_on_recompile"), model.held_weights():
+        again = gradients()
+    assert not all(torch.equal(a, b) for a, b in zip(again, compiled, strict=True))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
