@@ -32,6 +32,7 @@ WAYS = {
     "plain": ("before", "held"),
     "fp8_tensor": ("before", "held", "fused"),
     "fp8_tensor_e4m3": ("fused",),
+    "fp8_delayed": ("fused",),
     "fp8_block": ("before", "held", "fused"),
 }
 
@@ -48,8 +49,9 @@ class Stack(nn.Module):
         """Maps (tokens, width)."""
         up, down = self.up, self.down
         if self.fused and isinstance(up, FP8Linear) and isinstance(down, FP8Linear):
-            casts = up.cast(), down.cast()
-            return fp8_squared_relu_mlp(x, up.weight, down.weight, *casts, up.recipe)
+            casts, delayed = (up.cast(), down.cast()), (up.delayed(), down.delayed())
+            weights = up.weight, down.weight
+            return fp8_squared_relu_mlp(x, *weights, *casts, up.recipe, *delayed)
         return down(F.relu(up(x)).square())
 
 
@@ -121,6 +123,9 @@ def step(stack: Stack, x: Tensor, dy: Tensor, micro_batches: int, held: bool) ->
         stack.down.hold(torch.bfloat16)
     for _ in range(micro_batches):
         stack(x).backward(dy)
+        for product in (stack.up, stack.down):
+            if isinstance(product, FP8Linear) and product.history is not None:
+                product.history.record()
     stack.up.release()
     stack.down.release()
 
@@ -156,6 +161,15 @@ def time_casts(inner: int, tokens: int) -> dict[str, Any]:
             6,
         ),
     }
+    for name, squares, by, bytes_a_value in (
+        ("expected", False, None, 4),
+        ("expected squared relu", True, None, 4),
+        ("expected squared relu gradient", True, gradient, 6),
+    ):
+        casts[name] = (
+            lambda s=squares, b=by: fp8_operators.cast_expected(up, s, b, amax, E4M3),
+            bytes_a_value,
+        )
     record = {}
     for name, (cast, bytes_a_value) in casts.items():
         milliseconds = timed(cast)

@@ -62,6 +62,7 @@ def _cast_tensor(
     cast_ptr,
     transposed_ptr,
     scale_ptr,
+    largest_ptr,
     rows,
     columns,
     stride,
@@ -78,13 +79,21 @@ def _cast_tensor(
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
     if SQUARED_RELU:
         x = _squared_relu(x, gradient_ptr, offsets, inside)
+    x = x.to(tl.float32)
     bits = _absolute_bits(tl.load(amax_ptr))
     if IS_E5M2:
         scale, inverse = _scale_and_inverse(bits, 15)
-        cast = (x.to(tl.float32) * inverse).to(tl.float8e5)
     else:
         scale, inverse = _scale_and_inverse(bits, 8)
-        cast = (x.to(tl.float32) * inverse).to(tl.float8e4nv)
+    scaled = x * inverse
+    if largest_ptr is not None:
+        limit = 57344.0 if IS_E5M2 else 448.0
+        scaled = tl.where(scaled > limit, limit, tl.where(scaled < -limit, -limit, scaled))
+        bits = _absolute_bits(x)
+        scaled = tl.where(bits < 0x7F800000, scaled, float("nan"))
+        tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        tl.store(largest_ptr + tile, tl.max(tl.max(bits, 1), 0))
+    cast = scaled.to(tl.float8e5) if IS_E5M2 else scaled.to(tl.float8e4nv)
     tl.store(cast_ptr + row[:, None] * columns + column[None, :], cast, mask=inside)
     if TURNS:
         turned = column.to(tl.int64)[:, None] * rows + row[None, :]
@@ -155,18 +164,34 @@ def _cast_squares(
 
 def cast_tensor(x: Tensor, amax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Casts a matrix (rows, columns) with one scale; see `fp8_operators.cast_tensor`."""
-    return _launch_tensor(_row_major(x), None, False, amax, dtype)
+    return _launch_tensor(_row_major(x), None, False, amax, dtype, None)
 
 
 def cast_squared_relu_tensor(
     up: Tensor, gradient: Tensor | None, amax: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Casts with one scale; see `fp8_operators.cast_squared_relu_tensor`."""
-    return _launch_tensor(*_alike(up, gradient), True, amax, dtype)
+    return _launch_tensor(*_alike(up, gradient), True, amax, dtype, None)
+
+
+def cast_expected(
+    x: Tensor, squares: bool, gradient: Tensor | None, expected: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Casts with the scale of an earlier largest value; see `fp8_operators.cast_expected`."""
+    rows, columns = x.shape
+    tiles = -(-rows // BLOCK) * -(-columns // BLOCK)
+    largest = x.new_empty(tiles, dtype=torch.int32)
+    cast = _launch_tensor(*_alike(x, gradient), squares, expected, dtype, largest)
+    return *cast, largest.amax().view(torch.float32)
 
 
 def _launch_tensor(
-    x: Tensor, gradient: Tensor | None, squared_relu: bool, amax: Tensor, dtype: torch.dtype
+    x: Tensor,
+    gradient: Tensor | None,
+    squared_relu: bool,
+    amax: Tensor,
+    dtype: torch.dtype,
+    largest: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = x.shape
     cast = x.new_empty(rows, columns, dtype=dtype)
@@ -180,6 +205,7 @@ def _launch_tensor(
         cast,
         transposed,
         scale,
+        largest,
         rows,
         columns,
         x.stride(0),

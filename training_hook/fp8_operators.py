@@ -135,6 +135,36 @@ def _(up: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tens
     return _empty_block_cast(up)
 
 
+@torch.library.custom_op("gristmill::fp8_cast_expected", mutates_args=())
+def cast_expected(
+    x: Tensor, squares: bool, gradient: Tensor | None, expected: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Casts with the scale of a largest value that is expected, and returns the one that is there.
+
+    Args:
+        x: (rows, columns), FP32 or BF16.
+        squares: whether what is cast is as for `cast_squared_relu_tensor`, else x itself.
+        gradient: as there.
+        expected: a largest absolute value, FP32 scalar. What is larger becomes the format's
+            largest value, but what is not finite NaN.
+        dtype: E4M3 or E5M2.
+
+    Returns:
+        As `cast_tensor`, and the largest absolute value of what is cast, an FP32 scalar, not finite
+        where a value is not.
+    """
+    if x.is_cuda:
+        return _kernels().cast_expected(x, squares, gradient, expected, dtype)
+    return fp8_emulation.cast_expected(x, squares, gradient, expected, dtype)
+
+
+@cast_expected.register_fake
+def _(
+    x: Tensor, squares: bool, gradient: Tensor | None, expected: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_empty_tensor_cast(x, dtype), x.new_empty((), dtype=torch.float32)
+
+
 @torch.library.custom_op("gristmill::fp8_multiply_tensor", mutates_args=())
 def multiply_tensor(
     a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype, fast: bool

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training_hook.amax_history import AmaxHistory
 from training_hook.fp8 import cast_weight, fp8_linear
-from training_hook.fp8_scaling import Cast
+from training_hook.fp8_scaling import NOT_DELAYED, Cast, Delayed
 from training_hook.linear_recipe import MULTIPLES, check_recipe
 
 
@@ -94,6 +95,7 @@ class FP8Linear(Linear):
         """False makes it a `Linear` in training, too."""
         for name in Cast._fields:
             self.register_buffer(f"held_{name}", None, persistent=False)
+        self.history = AmaxHistory() if recipe == "fp8_delayed" else None
 
     @property
     def in_fp8(self) -> bool:
@@ -110,9 +112,9 @@ class FP8Linear(Linear):
         if not self.in_fp8:
             return (super().forward(x),)
         if not self.plain_rows:
-            return (fp8_linear(x, self.weight, self.cast(), self.recipe),)
+            return (fp8_linear(x, self.weight, self.cast(), self.recipe, self.delayed()),)
         low, plain = self._parts()
-        y = fp8_linear(x, low, self.cast(), self.recipe)
+        y = fp8_linear(x, low, self.cast(), self.recipe, self.delayed())
         return y, F.linear(x, self._in_dtype(plain, x.dtype))
 
     def cast(self) -> Cast:
@@ -121,6 +123,12 @@ class FP8Linear(Linear):
         if self.held and held[0] is not None:
             return Cast(*held)
         return cast_weight(self._parts()[0], self.recipe)
+
+    def delayed(self) -> Delayed:
+        """Returns what delayed scaling expects: nothing in another recipe, or outside of a hold."""
+        if self.history is None or not self.held:
+            return NOT_DELAYED
+        return self.history.delayed()
 
     @torch.no_grad()
     def hold(self, dtype: torch.dtype) -> None:
@@ -138,7 +146,15 @@ class FP8Linear(Linear):
             else:
                 old.copy_(new)
         self._hold_copy(plain, dtype)
+        if self.history is not None:
+            self.history.begin()
         self.held = True
+
+    def release(self) -> None:
+        """Lets each product cast the weight again; ends the step of a history."""
+        super().release()
+        if self.history is not None:
+            self.history.end()
 
     def _parts(self) -> tuple[Tensor, Tensor]:
         """Returns the rows of the weight that run in FP8, and the others.
@@ -175,7 +191,7 @@ def make_linear(in_features: int, out_features: int, recipe: str, plain_rows: in
         in_features: columns of the input.
         out_features: columns of the output.
         recipe: "plain" multiplies in the dtype of the input (FP32 or BF16), "fp8_tensor",
-            "fp8_tensor_e4m3" and "fp8_block" as `fp8` says.
+            "fp8_tensor_e4m3", "fp8_delayed" and "fp8_block" as `fp8` says.
         plain_rows: rows at the end of the weight that may stay out of FP8, and do so where
             out_features does not divide into the recipe's blocks.
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast, overload
 import torch
 from torch import Tensor, nn
 
+from training_hook.amax_history import AmaxHistory
 from training_hook.config import HybridConfig
 from training_hook.cross_entropy import linear_cross_entropy
 from training_hook.documents import Documents, document_mask, number_documents
@@ -272,6 +273,14 @@ class HybridModel(nn.Module):
         finally:
             for product in products:
                 product.release()
+
+    def amax_histories(self) -> dict[str, AmaxHistory]:
+        """Returns the histories of delayed scaling by the name of their product."""
+        return {
+            name.removesuffix(".history"): module
+            for name, module in self.named_modules()
+            if isinstance(module, AmaxHistory)
+        }
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Compiles layer by layer: layers of one letter share a graph, so 60 cost as 3."""

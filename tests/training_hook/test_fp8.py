@@ -12,7 +12,7 @@ from training_hook.linear import FP8Linear, Linear, make_linear
 # the compiler's own use of what PyTorch deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
-RECIPES = ("fp8_tensor", "fp8_tensor_e4m3", "fp8_block")
+RECIPES = ("fp8_tensor", "fp8_tensor_e4m3", "fp8_delayed", "fp8_block")
 FORMATS = pytest.mark.parametrize(
     ("dtype", "largest"), [(E4M3, 448.0), (E5M2, 57_344.0)], ids=["e4m3", "e5m2"]
 )
@@ -116,7 +116,7 @@ def test_fp8_products_have_the_error_of_their_format(recipe, dtype):
     assert [t.dtype for t in found] == [dtype, dtype, torch.float32]
     weight = layer.weight.detach().double()
     wanted = (x.double() @ weight.T, dy.double() @ weight, dy.double().T @ x.double())
-    gradients = E5M2_ERROR if recipe == "fp8_tensor" else E4M3_ERROR
+    gradients = E5M2_ERROR if recipe in ("fp8_tensor", "fp8_delayed") else E4M3_ERROR
     bounds = zip(found, wanted, (E4M3_ERROR, gradients, gradients), strict=True)
     for ours, exact, (low, high) in bounds:
         assert low < error(ours, exact) < high
@@ -269,6 +269,8 @@ def test_fp8_operators_are_sound_for_the_compiler():
         (fp8_operators.cast_squared_relu_tensor, (x, x, amax, E5M2)),
         (fp8_operators.cast_squared_relu_blocks, (x, None)),
         (fp8_operators.cast_squared_relu_blocks, (x, x)),
+        (fp8_operators.cast_expected, (x, False, None, amax, E4M3)),
+        (fp8_operators.cast_expected, (x, True, x, amax, E5M2)),
         (fp8_operators.multiply_tensor, (cast, w_cast, scale, w_scale, torch.bfloat16, True)),
         (
             fp8_operators.multiply_blocks,
@@ -298,7 +300,8 @@ def test_make_linear_sizes_that_do_not_divide_are_refused(recipe, sizes):
 
 def test_make_linear_unknown_recipe_is_refused():
     with pytest.raises(
-        ValueError, match="known recipes: plain, fp8_tensor, fp8_tensor_e4m3, fp8_block"
+        ValueError,
+        match="known recipes: plain, fp8_tensor, fp8_tensor_e4m3, fp8_delayed, fp8_block",
     ):
         make_linear(16, 16, "fp4")
 

@@ -1,3 +1,6 @@
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +64,11 @@ def test_casts_of_squared_relu_on_cuda_equal_cpu_bit_for_bit(dtype):
                     part.cuda(), None if by is None else by.cuda(), amax.cuda(), fp8
                 )
                 assert_same(found, fp8_emulation.cast_squared_relu_tensor(part, by, amax, fp8))
+                for squares in (False, True) if by is None else (True,):
+                    arguments = part, squares, by, 2.0**-6 * amax, fp8
+                    there = [t.cuda() if isinstance(t, Tensor) else t for t in arguments]
+                    found = fp8_operators.cast_expected(*there)
+                    assert_same(found, fp8_emulation.cast_expected(*arguments))
         there = None if given is None else given.cuda()
         found = fp8_operators.cast_squared_relu_blocks(up.cuda(), there)
         assert_same(found, fp8_emulation.cast_squared_relu_blocks(up, given))
@@ -120,6 +128,47 @@ def test_held_weights_on_cuda_compile_once_and_are_refreshed(recipe):
     with torch.compiler.set_stance("fail_on_recompile"), model.held_weights():
         again = gradients()
     assert not all(torch.equal(a, b) for a, b in zip(again, compiled, strict=True))
+
+
+@pytest.mark.parametrize("fp8", [E4M3, E5M2])
+def test_cast_expected_on_cuda_of_what_is_not_finite_is_nan_in_its_place(fp8):
+    x = wild(640, 384, torch.bfloat16)
+    x[5, 7], x[300, 9], x[301, 200] = torch.inf, -torch.inf, torch.nan
+    arguments = x, False, None, torch.tensor(3.0), fp8
+    there = [t.cuda() if isinstance(t, Tensor) else t for t in arguments]
+    found, wanted = fp8_operators.cast_expected(*there), fp8_emulation.cast_expected(*arguments)
+    assert found[0].float().isnan().sum() == 3
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(
+            ours.cpu().float(), theirs.float(), rtol=0, atol=0, equal_nan=True
+        )
+
+
+def test_delayed_scaling_on_cuda_compiled_sees_what_eager_sees():
+    config = replace(SPLIT, hybrid_override_pattern="-M-M")
+    eager = HybridModel(config, "fp8_delayed", (1, 0))
+    eager.reset_parameters(torch.Generator().manual_seed(0))
+    eager.cuda()
+    compiled = copy.deepcopy(eager)
+    compiled.compile_layers()
+    tokens = torch.randint(0, config.vocab_size, (2, 256), generator=torch.Generator()).cuda()
+    for _ in range(3):
+        for model in (eager, compiled):
+            with model.held_weights():
+                model.loss(tokens, tokens)[0].backward()
+                for history in model.amax_histories().values():
+                    history.record()
+    compiled_histories = compiled.amax_histories()
+    for name, history in eager.amax_histories().items():
+        assert history.known
+        assert (history.amaxes[:3] > 0).all()
+        torch.testing.assert_close(
+            compiled_histories[name].amaxes, history.amaxes, rtol=0.3, atol=0, msg=name
+        )
+    for (name, a), b in zip(compiled.named_parameters(), eager.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert (a.grad - b.grad).norm() < 0.2 * b.grad.norm(), name
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -7,6 +7,7 @@ scale; rounding is compared on a GPU, in test_fp8_gpu.
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def compare_squared_relu_with_emulation() -> None:
                     arguments = up, given, amax, fp8
                     wanted = fp8_emulation.cast_squared_relu_tensor(*arguments)
                     assert_same(fp8_kernels.cast_squared_relu_tensor(*arguments), wanted)
+        compare_expected(fp8_kernels.cast_expected, wide, signs)
         for given in (None, signs):
             wanted = fp8_emulation.cast_squared_relu_blocks(wide, given)
             assert_same(fp8_kernels.cast_squared_relu_blocks(wide, given), wanted)
@@ -85,6 +87,23 @@ def compare_squared_relu_with_emulation() -> None:
         for given in (None, signs):
             found = fp8_kernels.cast_squared_relu_blocks(wide, given)[1::2]
             assert_same(found, fp8_emulation.cast_squared_relu_blocks(wide, given)[1::2])
+
+
+def compare_expected(cast: Callable[..., tuple[Tensor, ...]], wide: Tensor, signs: Tensor) -> None:
+    for squares, gradient in ((False, None), (True, None), (True, signs)):
+        for x, by in ((wide[:160, 16:64], signs[:160, 16:64]), (wide, signs)):
+            for factor in (1, 2.0**-6):  # with the second some are cut
+                by = None if gradient is None else by
+                expected = fp8_emulation.squared_relu(x, by) if squares else x
+                amax = expected.abs().amax().float() * factor
+                arguments = x, squares, by, amax, E4M3
+                assert_same(cast(*arguments), fp8_emulation.cast_expected(*arguments))
+    broken = wide[:160].clone()
+    broken[7, 200], broken[130, 300], broken[131, 300] = torch.inf, torch.nan, -torch.inf
+    # the interpreter makes no NaN of FP8, so only the scale and the largest value
+    found = cast(broken, False, None, torch.tensor(48.0), E4M3)[2:]
+    wanted = fp8_emulation.cast_expected(broken, False, None, torch.tensor(48.0), E4M3)[2:]
+    assert_same(found, wanted)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")

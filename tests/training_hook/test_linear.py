@@ -72,7 +72,7 @@ def test_held_weights_give_the_gradients_of_casting_at_each_call(recipe):
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("recipe", ALL)
+@pytest.mark.parametrize("recipe", [recipe for recipe in ALL if recipe != "fp8_delayed"])
 def test_steps_with_held_weights_equal_steps_without(recipe, monkeypatch):
     model = model_of(recipe)
     other = copy.deepcopy(model)
@@ -130,21 +130,23 @@ def test_held_weights_are_released_by_an_error():
     assert not any(m.held for m in model.modules() if isinstance(m, Linear))
 
 
-@pytest.mark.parametrize("recipe", ["plain", "fp8_tensor", "fp8_block"])
+@pytest.mark.parametrize("recipe", ["plain", "fp8_tensor", "fp8_delayed", "fp8_block"])
 def test_held_weights_keep_their_addresses_and_compile_once(recipe):
     torch._dynamo.reset()
     model = model_of(recipe)
     eager = copy.deepcopy(model)
     model.compile_layers("aot_eager")
     optimizers = [adamw(m, (0.9, 0.95), 1e-8, 0.1) for m in (model, eager)]
-    step_of(model, optimizers[0], 0, 2)
-    step_of(eager, optimizers[1], 0, 2)
+    warm = 2 if recipe == "fp8_delayed" else 1  # the first has no history
+    for step in range(warm):
+        step_of(model, optimizers[0], step, 2)
+        step_of(eager, optimizers[1], step, 2)
     places = {name: buffer.data_ptr() for name, buffer in model.named_buffers()}
     assert places
     with torch.compiler.set_stance("fail_on_recompile"):
-        for step in (1, 2):
+        for step in (2, 3):
             ours = step_of(model, optimizers[0], step, 2)
-    for step in (1, 2):
+    for step in (2, 3):
         theirs = step_of(eager, optimizers[1], step, 2)
     torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-3, atol=0)
     assert {name: buffer.data_ptr() for name, buffer in model.named_buffers()} == places

@@ -31,9 +31,9 @@ class MLP(nn.Module):
     def _mix(self, x: Tensor) -> Tensor:
         up, down = self.up_proj, self.down_proj
         if isinstance(up, FP8Linear) and isinstance(down, FP8Linear) and up.in_fp8:
-            return fp8_squared_relu_mlp(
-                x, up.weight, down.weight, up.cast(), down.cast(), up.recipe
-            )
+            weights, casts = (up.weight, down.weight), (up.cast(), down.cast())
+            delayed = up.delayed(), down.delayed()
+            return fp8_squared_relu_mlp(x, *weights, *casts, up.recipe, *delayed)
         return down(F.relu(up(x)).square())
 
     def initial_state(self, batch: int, dtype: torch.dtype) -> None:
