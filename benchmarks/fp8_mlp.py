@@ -3,7 +3,7 @@
     OUT=DIR python -m benchmarks.fp8_mlp [--tokens 16384] [--micro-batches 4]
 
 For each shape and recipe a step of the MLP: micro batches forward and backward, gradients added up
-in FP32, compiled, timed with CUDA events (median of 7 rounds after 3). Beside BF16 in the same run
+in FP32, compiled, timed with CUDA events (median of 10 rounds after 3). Beside BF16 in the same run
 are: casts at each call with the squared ReLU left to the compiler (`before`), casts held over the
 step (`held`), and held with the squared ReLU inside the casts (`fused`). Errors are relative norms
 against FP64 of the gradient by the down projection. A last section times the casts alone, with the
@@ -13,7 +13,6 @@ bytes that they must move.
 import argparse
 import json
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.fp8_products import median_us
 from training_hook import fp8_operators
 from training_hook.fp8_emulation import E4M3
 from training_hook.fp8_mlp import fp8_squared_relu_mlp
@@ -101,7 +101,7 @@ def compare_steps(width: int, inner: int, tokens: int, micro_batches: int) -> di
         x.requires_grad_()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        milliseconds = timed(lambda: step(stack, x, dy, micro_batches, held))  # noqa: B023
+        milliseconds = microseconds(lambda: step(stack, x, dy, micro_batches, held)) / 1e3  # noqa: B023
         step(stack, x, dy, 1, held)
         found = stack.down.weight.grad
         assert found is not None
@@ -172,23 +172,17 @@ def time_casts(inner: int, tokens: int) -> dict[str, Any]:
         )
     record = {}
     for name, (cast, bytes_a_value) in casts.items():
-        milliseconds = timed(cast)
-        terabytes = bytes_a_value * up.numel() / milliseconds / 1e9
-        record[name] = {"us": round(1e3 * milliseconds, 1), "tb_per_second": round(terabytes, 2)}
+        us = microseconds(cast)
+        terabytes = bytes_a_value * up.numel() / us / 1e6
+        record[name] = {"us": us, "tb_per_second": round(terabytes, 2)}
     return record
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Returns milliseconds of one run: the median of 7 after 3."""
-    times = []
-    for _ in range(10):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[3:])
+def microseconds(run: Callable[[], Any]) -> float:
+    """Returns the median microseconds of a run on the GPU."""
+    median = median_us(run, torch.device("cuda"))
+    assert median is not None
+    return median
 
 
 if __name__ == "__main__":
