@@ -26,6 +26,7 @@ def linear_cross_entropy(
     mask: Tensor,
     rows: int,
     z_loss: float = 0.0,
+    cast: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the summed loss of the tokens that count, and the nats of each token.
 
@@ -36,14 +37,15 @@ def linear_cross_entropy(
         mask: true where a token counts, (tokens,).
         rows: tokens whose logits exist at a time.
         z_loss: weight of the z-loss.
+        cast: the weight in the dtype of `hidden`; made if not given.
 
     Returns:
         The sum of negative log likelihoods and z-losses, a scalar; and, not differentiable, the
         negative log likelihoods, 0 where a token does not count, (tokens,). Both FP32.
     """
+    cast = weight.detach().to(hidden.dtype) if cast is None else cast
     if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(hidden, weight, targets, mask, rows, z_loss)
-    cast = weight.to(hidden.dtype)
+        return _LinearCrossEntropy.apply(hidden, weight, targets, mask, rows, z_loss, cast)
     exact = _exact(weight)
     parts = [
         _chunk_losses((h @ cast.T).to(exact), t, m, z_loss)[:2]
@@ -63,8 +65,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         mask: Tensor,
         rows: int,
         z_loss: float,
+        cast: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        cast = weight.to(hidden.dtype)
         loss = hidden.new_zeros((), dtype=_exact(weight))
         nats = torch.empty_like(targets, dtype=loss.dtype)
         by_hidden = torch.empty_like(hidden)
@@ -89,7 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (scale, _), (by_hidden, by_weight) = grad_outputs, ctx.saved_tensors
         scaled = by_hidden * scale.to(by_hidden.dtype), by_weight * scale.to(by_weight.dtype)
-        return *scaled, None, None, None, None
+        return *scaled, *(None,) * 5
 
 
 def _chunk(

@@ -63,6 +63,39 @@ def cast_squares(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return cast, _padded(scales), _transposed(cast), _padded(scales.t())
 
 
+def squared_relu(up: Tensor, gradient: Tensor | None) -> Tensor:
+    """Returns relu(up)^2, or its gradient gradient * 2 relu(up), rounded to the dtype of `up`."""
+    positive = F.relu(up)
+    if gradient is None:
+        return positive.square()
+    return (gradient * (2 * positive)).masked_fill(up <= 0, 0)
+
+
+def cast_squared_relu_tensor(
+    up: Tensor, gradient: Tensor | None, amax: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Casts `squared_relu`; see `fp8_operators.cast_squared_relu_tensor`."""
+    return cast_tensor(squared_relu(up, gradient), amax, dtype)
+
+
+def cast_squared_relu_blocks(
+    up: Tensor, gradient: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Casts `squared_relu`; see `fp8_operators.cast_squared_relu_blocks`."""
+    return cast_blocks(squared_relu(up, gradient))
+
+
+def cast_expected(
+    x: Tensor, squares: bool, gradient: Tensor | None, expected: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Casts with the scale of an earlier largest value; see `fp8_operators.cast_expected`."""
+    x = squared_relu(x, gradient) if squares else x
+    scale, limit = power_of_two_scale(expected, dtype), torch.finfo(dtype).max
+    scaled = (x.float() / scale).clamp(-limit, limit).where(x.isfinite(), torch.nan)
+    cast = scaled.to(dtype)
+    return cast, _transposed(cast), scale, x.abs().amax().float()
+
+
 def multiply_tensor(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor) -> Tensor:
     """Returns a b^T of casts with one scale each, FP32."""
     return (a.float() @ b.float().t()) * (a_scale * b_scale)

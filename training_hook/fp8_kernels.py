@@ -41,15 +41,32 @@ def _absolute_bits(x):
 
 
 @triton.jit
+def _squared_relu(x, gradient_ptr, offsets, inside):
+    """relu(x)^2, or its gradient, rounded to the dtype of x as if it had been written."""
+    wide = x.to(tl.float32)
+    # no maximum, which would lose NaN
+    positive = tl.where(wide <= 0, 0.0, wide)
+    if gradient_ptr is None:
+        result = positive * positive
+    else:
+        gradient = tl.load(gradient_ptr + offsets, mask=inside).to(tl.float32)
+        result = tl.where(wide <= 0, 0.0, gradient * (2 * positive))
+    return result.to(x.dtype)
+
+
+@triton.jit
 def _cast_tensor(
     x_ptr,
+    gradient_ptr,
     amax_ptr,
     cast_ptr,
     transposed_ptr,
     scale_ptr,
+    largest_ptr,
     rows,
     columns,
     stride,
+    SQUARED_RELU: tl.constexpr,
     IS_E5M2: tl.constexpr,
     TURNS: tl.constexpr,
     TILE: tl.constexpr,
@@ -58,14 +75,25 @@ def _cast_tensor(
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     row = row.to(tl.int64)
-    x = tl.load(x_ptr + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    offsets = row[:, None] * stride + column[None, :]
+    x = tl.load(x_ptr + offsets, mask=inside, other=0.0)
+    if SQUARED_RELU:
+        x = _squared_relu(x, gradient_ptr, offsets, inside)
+    x = x.to(tl.float32)
     bits = _absolute_bits(tl.load(amax_ptr))
     if IS_E5M2:
         scale, inverse = _scale_and_inverse(bits, 15)
-        cast = (x.to(tl.float32) * inverse).to(tl.float8e5)
     else:
         scale, inverse = _scale_and_inverse(bits, 8)
-        cast = (x.to(tl.float32) * inverse).to(tl.float8e4nv)
+    scaled = x * inverse
+    if largest_ptr is not None:
+        limit = 57344.0 if IS_E5M2 else 448.0
+        scaled = tl.where(scaled > limit, limit, tl.where(scaled < -limit, -limit, scaled))
+        bits = _absolute_bits(x)
+        scaled = tl.where(bits < 0x7F800000, scaled, float("nan"))
+        tile = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+        tl.store(largest_ptr + tile, tl.max(tl.max(bits, 1), 0))
+    cast = scaled.to(tl.float8e5) if IS_E5M2 else scaled.to(tl.float8e4nv)
     tl.store(cast_ptr + row[:, None] * columns + column[None, :], cast, mask=inside)
     if TURNS:
         turned = column.to(tl.int64)[:, None] * rows + row[None, :]
@@ -77,6 +105,7 @@ def _cast_tensor(
 @triton.jit
 def _cast_blocks(
     x_ptr,
+    gradient_ptr,
     by_row_ptr,
     row_scales_ptr,
     by_column_ptr,
@@ -84,12 +113,17 @@ def _cast_blocks(
     rows,
     columns,
     stride,
+    SQUARED_RELU: tl.constexpr,
     TILE: tl.constexpr,
 ):
     row_tile, column_tile = tl.program_id(0), tl.program_id(1)
     row = (row_tile * TILE + tl.arange(0, TILE)).to(tl.int64)
     column = (column_tile * TILE + tl.arange(0, TILE)).to(tl.int64)
-    x = tl.load(x_ptr + row[:, None] * stride + column[None, :]).to(tl.float32)
+    offsets = row[:, None] * stride + column[None, :]
+    x = tl.load(x_ptr + offsets)
+    if SQUARED_RELU:
+        x = _squared_relu(x, gradient_ptr, offsets, None)
+    x = x.to(tl.float32)
     bits = _absolute_bits(x)
     scale, inverse = _scale_and_inverse(tl.max(bits, 1), 8)
     cast = (x * inverse[:, None]).to(tl.float8e4nv)
@@ -130,7 +164,35 @@ def _cast_squares(
 
 def cast_tensor(x: Tensor, amax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Casts a matrix (rows, columns) with one scale; see `fp8_operators.cast_tensor`."""
-    x = _row_major(x)
+    return _launch_tensor(_row_major(x), None, False, amax, dtype, None)
+
+
+def cast_squared_relu_tensor(
+    up: Tensor, gradient: Tensor | None, amax: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Casts with one scale; see `fp8_operators.cast_squared_relu_tensor`."""
+    return _launch_tensor(*_alike(up, gradient), True, amax, dtype, None)
+
+
+def cast_expected(
+    x: Tensor, squares: bool, gradient: Tensor | None, expected: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Casts with the scale of an earlier largest value; see `fp8_operators.cast_expected`."""
+    rows, columns = x.shape
+    tiles = -(-rows // BLOCK) * -(-columns // BLOCK)
+    largest = x.new_empty(tiles, dtype=torch.int32)
+    cast = _launch_tensor(*_alike(x, gradient), squares, expected, dtype, largest)
+    return *cast, largest.amax().view(torch.float32)
+
+
+def _launch_tensor(
+    x: Tensor,
+    gradient: Tensor | None,
+    squared_relu: bool,
+    amax: Tensor,
+    dtype: torch.dtype,
+    largest: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, columns = x.shape
     cast = x.new_empty(rows, columns, dtype=dtype)
     transposed = x.new_empty(columns, rows, dtype=dtype)
@@ -138,13 +200,16 @@ def cast_tensor(x: Tensor, amax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
     grid = (triton.cdiv(rows, BLOCK), triton.cdiv(columns, BLOCK))
     _cast_tensor[grid](
         x,
+        gradient,
         amax,
         cast,
         transposed,
         scale,
+        largest,
         rows,
         columns,
         x.stride(0),
+        squared_relu,
         dtype == E5M2,
         x.dtype != torch.float32,
         BLOCK,
@@ -157,7 +222,19 @@ def cast_tensor(x: Tensor, amax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
 
 def cast_blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Casts a matrix twice with scales of 128 values; see `fp8_operators.cast_blocks`."""
-    x = _row_major(x)
+    return _launch_blocks(_row_major(x), None, False)
+
+
+def cast_squared_relu_blocks(
+    up: Tensor, gradient: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Casts with scales of 128 values; see `fp8_operators.cast_squared_relu_blocks`."""
+    return _launch_blocks(*_alike(up, gradient), True)
+
+
+def _launch_blocks(
+    x: Tensor, gradient: Tensor | None, squared_relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, columns = x.shape
     grid = (rows // BLOCK, columns // BLOCK)
     by_row = x.new_empty(rows, columns, dtype=E4M3)
@@ -166,6 +243,7 @@ def cast_blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     column_scales = x.new_empty(grid[0], columns, dtype=torch.float32)
     _cast_blocks[grid](
         x,
+        gradient,
         by_row,
         row_scales,
         by_column,
@@ -173,6 +251,7 @@ def cast_blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows,
         columns,
         x.stride(0),
+        squared_relu,
         BLOCK,
         num_warps=_WARPS,
     )
@@ -206,6 +285,13 @@ def cast_squares(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if x.dtype == torch.float32:
         transposed.view(torch.uint8).copy_(cast.view(torch.uint8).t())
     return cast, scales, transposed, transposed_scales
+
+
+def _alike(up: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Returns both matrices with the same strides."""
+    if gradient is None:
+        return _row_major(up), None
+    return up.contiguous(), gradient.contiguous()
 
 
 def _row_major(x: Tensor) -> Tensor:

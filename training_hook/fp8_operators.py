@@ -37,9 +37,7 @@ def cast_tensor(x: Tensor, amax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
 
 @cast_tensor.register_fake
 def _(x: Tensor, amax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    rows, columns = x.shape
-    cast, transposed = (x.new_empty(s, dtype=dtype) for s in ((rows, columns), (columns, rows)))
-    return cast, transposed, x.new_empty((), dtype=torch.float32)
+    return _empty_tensor_cast(x, dtype)
 
 
 @torch.library.custom_op("gristmill::fp8_cast_blocks", mutates_args=())
@@ -58,13 +56,7 @@ def cast_blocks(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @cast_blocks.register_fake
 def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows, columns = x.shape
-    return (
-        x.new_empty(rows, columns, dtype=E4M3),
-        x.new_empty(columns // BLOCK, rows, dtype=torch.float32),
-        x.new_empty(columns, rows, dtype=E4M3),
-        x.new_empty(rows // BLOCK, columns, dtype=torch.float32),
-    )
+    return _empty_block_cast(x)
 
 
 @torch.library.custom_op("gristmill::fp8_cast_squares", mutates_args=())
@@ -91,6 +83,86 @@ def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x.new_empty(columns, rows, dtype=E4M3),
         x.new_empty(wide, high + -high % 4, dtype=torch.float32),
     )
+
+
+@torch.library.custom_op("gristmill::fp8_cast_squared_relu_tensor", mutates_args=())
+def cast_squared_relu_tensor(
+    up: Tensor, gradient: Tensor | None, amax: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Casts relu(up)^2 with one scale, or its gradient by `up` if one by the square is given.
+
+    Args:
+        up: (rows, columns), FP32 or BF16. What is cast is first rounded to that.
+        gradient: (rows, columns), of the dtype of `up`: gradient * 2 relu(up) is cast.
+        amax: the largest absolute value of what is cast, FP32 scalar.
+        dtype: E4M3 or E5M2.
+
+    Returns:
+        As `cast_tensor`.
+    """
+    if up.is_cuda:
+        return _kernels().cast_squared_relu_tensor(up, gradient, amax, dtype)
+    return fp8_emulation.cast_squared_relu_tensor(up, gradient, amax, dtype)
+
+
+@cast_squared_relu_tensor.register_fake
+def _(
+    up: Tensor, gradient: Tensor | None, amax: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_tensor_cast(up, dtype)
+
+
+@torch.library.custom_op("gristmill::fp8_cast_squared_relu_blocks", mutates_args=())
+def cast_squared_relu_blocks(
+    up: Tensor, gradient: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Casts relu(up)^2 twice as `cast_blocks`, or its gradient by `up` if one is given.
+
+    Args:
+        up: (rows, columns), multiples of 128, FP32 or BF16. What is cast is first rounded to that.
+        gradient: (rows, columns), of the dtype of `up`: gradient * 2 relu(up) is cast.
+
+    Returns:
+        As `cast_blocks`.
+    """
+    if up.is_cuda:
+        return _kernels().cast_squared_relu_blocks(up, gradient)
+    return fp8_emulation.cast_squared_relu_blocks(up, gradient)
+
+
+@cast_squared_relu_blocks.register_fake
+def _(up: Tensor, gradient: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty_block_cast(up)
+
+
+@torch.library.custom_op("gristmill::fp8_cast_expected", mutates_args=())
+def cast_expected(
+    x: Tensor, squares: bool, gradient: Tensor | None, expected: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Casts with the scale of a largest value that is expected, and returns the one that is there.
+
+    Args:
+        x: (rows, columns), FP32 or BF16.
+        squares: whether what is cast is as for `cast_squared_relu_tensor`, else x itself.
+        gradient: as there.
+        expected: a largest absolute value, FP32 scalar. What is larger becomes the format's
+            largest value, but what is not finite NaN.
+        dtype: E4M3 or E5M2.
+
+    Returns:
+        As `cast_tensor`, and the largest absolute value of what is cast, an FP32 scalar, not finite
+        where a value is not.
+    """
+    if x.is_cuda:
+        return _kernels().cast_expected(x, squares, gradient, expected, dtype)
+    return fp8_emulation.cast_expected(x, squares, gradient, expected, dtype)
+
+
+@cast_expected.register_fake
+def _(
+    x: Tensor, squares: bool, gradient: Tensor | None, expected: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_empty_tensor_cast(x, dtype), x.new_empty((), dtype=torch.float32)
 
 
 @torch.library.custom_op("gristmill::fp8_multiply_tensor", mutates_args=())
@@ -161,6 +233,22 @@ def _(
     a: Tensor, b: Tensor, a_scales: Tensor, b_scales: Tensor, squares: bool, dtype: torch.dtype
 ) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[0], dtype=dtype)
+
+
+def _empty_tensor_cast(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = x.shape
+    cast, transposed = (x.new_empty(s, dtype=dtype) for s in ((rows, columns), (columns, rows)))
+    return cast, transposed, x.new_empty((), dtype=torch.float32)
+
+
+def _empty_block_cast(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, columns = x.shape
+    return (
+        x.new_empty(rows, columns, dtype=E4M3),
+        x.new_empty(columns // BLOCK, rows, dtype=torch.float32),
+        x.new_empty(columns, rows, dtype=E4M3),
+        x.new_empty(rows // BLOCK, columns, dtype=torch.float32),
+    )
 
 
 def _kernels():

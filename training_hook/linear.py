@@ -1,25 +1,37 @@
 """The one place where matrix products with weights are made, so that a precision is one choice.
 
 A linear layer takes (tokens, in_features) and gives (tokens, out_features): two dimensions, because
-that is what scaled FP8 products want. Weights are FP32 masters; "plain" casts them to the dtype of
-the input at every call: 6 bytes of traffic a weight, by arithmetic 4% of the time of a BF16 product
-over 16k tokens on an H100. All recipes have the same parameter, so a checkpoint knows none.
+that is what scaled FP8 products want. Weights are FP32 masters; "plain" multiplies in the dtype of
+the input. All recipes have the same parameter, so a checkpoint knows none.
+
+A product needs its weight cast, and a step of many micro batches needs the same casts many times.
+Between `hold` and `release` a layer uses those that `hold` made: 2 bytes a weight that stay
+allocated (BF16, or FP8 as it is and transposed), where a cast at each call reads 4 and writes 2 for
+each micro batch. They are in no checkpoint, and at the same addresses in each step, so that nothing
+compiles again. Outside of `hold` every call casts: evaluation and decoding never see a cast that is
+older than the weight. Either way the numbers are the same.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_hook.fp8 import fp8_linear
+from training_hook.amax_history import AmaxHistory
+from training_hook.fp8 import cast_weight, fp8_linear
+from training_hook.fp8_scaling import NOT_DELAYED, Cast, Delayed
 from training_hook.linear_recipe import MULTIPLES, check_recipe
 
 
 class Linear(nn.Module):
     """A product with a weight of (out_features, in_features) in the dtype of the input, no bias."""
 
+    held_copy: Tensor | None
+
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.held = False
+        self.register_buffer("held_copy", None, persistent=False)
 
     def reset_parameters(self, spread: float, generator: torch.Generator) -> None:
         """Draws the weight from normal(0, spread)."""
@@ -27,7 +39,38 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (tokens, in_features) to (tokens, out_features)."""
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self._in_dtype(self.weight, x.dtype))
+
+    def forward_parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps as `forward`; columns that different products make are not joined."""
+        return (self(x),)
+
+    @torch.no_grad()
+    def hold(self, dtype: torch.dtype) -> None:
+        """Casts the weight to a dtype for all products until `release`.
+
+        Inputs must have that dtype, and the weight must not change meanwhile.
+        """
+        self._hold_copy(self.weight, dtype)
+        self.held = True
+
+    def release(self) -> None:
+        """Lets each product cast the weight again; the memory stays for the next `hold`."""
+        self.held = False
+
+    def _hold_copy(self, weight: Tensor, dtype: torch.dtype) -> None:
+        if weight.dtype == dtype:
+            self.held_copy = None
+        elif self.held_copy is None or self.held_copy.shape != weight.shape:
+            self.held_copy = weight.to(dtype)
+        else:
+            self.held_copy.copy_(weight)
+
+    def _in_dtype(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns the weight, or the part of it that `held_copy` has, in a dtype."""
+        if self.held and self.held_copy is not None:
+            return _StandIn.apply(weight, self.held_copy)  # pyright: ignore[reportReturnType]
+        return weight.to(dtype)
 
 
 class FP8Linear(Linear):
@@ -35,19 +78,104 @@ class FP8Linear(Linear):
 
     Without gradients (evaluation, decoding) it is a `Linear`: what is scored is what is exported,
     and any number of tokens may come.
+
+    Args:
+        in_features: columns of the input.
+        out_features: columns of the output.
+        recipe: see `make_linear`.
+        plain_rows: rows at the end of the weight whose product is in the dtype of the input always.
     """
 
-    def __init__(self, in_features: int, out_features: int, recipe: str) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, recipe: str, plain_rows: int = 0
+    ) -> None:
         super().__init__(in_features, out_features)
-        self.recipe = recipe
+        self.recipe, self.plain_rows = recipe, plain_rows
         self.low_precision = True
         """False makes it a `Linear` in training, too."""
+        for name in Cast._fields:
+            self.register_buffer(f"held_{name}", None, persistent=False)
+        self.history = AmaxHistory() if recipe == "fp8_delayed" else None
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether `forward` runs in FP8 here and now."""
+        return self.low_precision and torch.is_grad_enabled()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (tokens, in_features) to (tokens, out_features)."""
-        if self.low_precision and torch.is_grad_enabled():
-            return fp8_linear(x, self.weight, self.recipe)
-        return super().forward(x)
+        parts = self.forward_parts(x)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def forward_parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps as `forward`; the columns of plain rows are apart where the others run in FP8."""
+        if not self.in_fp8:
+            return (super().forward(x),)
+        if not self.plain_rows:
+            return (fp8_linear(x, self.weight, self.cast(), self.recipe, self.delayed()),)
+        low, plain = self._parts()
+        y = fp8_linear(x, low, self.cast(), self.recipe, self.delayed())
+        return y, F.linear(x, self._in_dtype(plain, x.dtype))
+
+    def cast(self) -> Cast:
+        """Returns the cast of the rows that run in FP8: the one held, or one made now."""
+        held = [getattr(self, f"held_{name}") for name in Cast._fields]
+        if self.held and held[0] is not None:
+            return Cast(*held)
+        return cast_weight(self._parts()[0], self.recipe)
+
+    def delayed(self) -> Delayed:
+        """Returns what delayed scaling expects: nothing in another recipe, or outside of a hold."""
+        if self.history is None or not self.held:
+            return NOT_DELAYED
+        return self.history.delayed()
+
+    @torch.no_grad()
+    def hold(self, dtype: torch.dtype) -> None:
+        """Casts the weight to what its products want until `release`; see `Linear.hold`."""
+        if not self.low_precision:
+            for name in Cast._fields:
+                setattr(self, f"held_{name}", None)
+            super().hold(dtype)
+            return
+        low, plain = self._parts()
+        for name, new in cast_weight(low, self.recipe)._asdict().items():
+            old = getattr(self, f"held_{name}")
+            if old is None:
+                setattr(self, f"held_{name}", new)
+            else:
+                old.copy_(new)
+        self._hold_copy(plain, dtype)
+        if self.history is not None:
+            self.history.begin()
+        self.held = True
+
+    def release(self) -> None:
+        """Lets each product cast the weight again; ends the step of a history."""
+        super().release()
+        if self.history is not None:
+            self.history.end()
+
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        """Returns the rows of the weight that run in FP8, and the others.
+
+        One split has one concatenation for its gradient, where two slices fill up and add.
+        """
+        low, plain = self.weight.split([len(self.weight) - self.plain_rows, self.plain_rows])
+        return low, plain
+
+
+class _StandIn(torch.autograd.Function):
+    """A copy of a weight in another dtype that passes its gradient on as casting would."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, copy: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad_outputs[0].to(ctx.dtype), None
 
 
 def draw_normal(weight: Tensor, spread: float, generator: torch.Generator) -> None:
@@ -56,14 +184,16 @@ def draw_normal(weight: Tensor, spread: float, generator: torch.Generator) -> No
     weight.copy_(values.normal_(0, spread, generator=generator))
 
 
-def make_linear(in_features: int, out_features: int, recipe: str) -> Linear:
+def make_linear(in_features: int, out_features: int, recipe: str, plain_rows: int = 0) -> Linear:
     """Returns a linear layer without values for its weight.
 
     Args:
         in_features: columns of the input.
         out_features: columns of the output.
-        recipe: "plain" multiplies in the dtype of the input (FP32 or BF16), "fp8_tensor" and
-            "fp8_block" as `fp8` says.
+        recipe: "plain" multiplies in the dtype of the input (FP32 or BF16), "fp8_tensor",
+            "fp8_tensor_e4m3", "fp8_delayed" and "fp8_block" as `fp8` says.
+        plain_rows: rows at the end of the weight that may stay out of FP8, and do so where
+            out_features does not divide into the recipe's blocks.
 
     Raises:
         ValueError: the recipe is not known, or it cannot have these sizes.
@@ -72,10 +202,14 @@ def make_linear(in_features: int, out_features: int, recipe: str) -> Linear:
     if recipe == "plain":
         return Linear(in_features, out_features)
     multiple = MULTIPLES[recipe]
-    if in_features % multiple or out_features % multiple:
+    if out_features % multiple == 0:
+        plain_rows = 0
+    low_rows = out_features - plain_rows
+    if in_features % multiple or low_rows % multiple or low_rows == 0:
         raise ValueError(
-            f"make_linear: {recipe} got in_features {in_features} and out_features {out_features}; "
+            f"make_linear: {recipe} got in_features {in_features} and out_features {low_rows}; "
             f"wanted multiples of {multiple}. Change the model's sizes (a Mamba layer's in_proj "
-            "has 2 * heads * head_dim + 2 * groups * state_size + heads), or take another recipe"
+            "has 2 * heads * head_dim + 2 * groups * state_size beside its heads), or take "
+            "another recipe"
         )
-    return FP8Linear(in_features, out_features, recipe)
+    return FP8Linear(in_features, out_features, recipe, plain_rows)

@@ -4,7 +4,13 @@ Run configurations name a recipe, and are read where nothing is trained; the rec
 in `linear` and `fp8`.
 """
 
-MULTIPLES = {"plain": 1, "fp8_tensor": 16, "fp8_block": 128}
+MULTIPLES = {
+    "plain": 1,
+    "fp8_tensor": 16,
+    "fp8_tensor_e4m3": 16,
+    "fp8_delayed": 16,
+    "fp8_block": 128,
+}
 """Recipe to what divides every dimension of its products: cuBLAS takes FP8 in 16 values at least,
 and a scale of the block recipe covers 128."""
 

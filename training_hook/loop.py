@@ -95,23 +95,27 @@ def train_step(
     device = next(model.parameters()).device
     sequence_length = batch.tokens.shape[1] - 1
     nats = []
-    for start in range(0, len(batch.tokens), run.micro_batch_size):
-        rows = slice(start, start + run.micro_batch_size)
-        tokens = batch.tokens[rows].to(device, non_blocking=True).long()
-        boundaries = batch.boundaries[rows].to(device, non_blocking=True)
-        mask = batch.loss_mask
-        if mask is not None:
-            mask = mask[rows].to(device, non_blocking=True)
-        loss = model.loss(
-            tokens[:, :-1].contiguous(),
-            tokens[:, 1:].contiguous(),
-            mask,
-            document_ids(boundaries, sequence_length),
-            run.z_loss,
-        )
-        # gradients are FP32 like the parameters, and add up in .grad
-        (loss.total / batch.num_targets).backward()
-        nats.append(loss.nats)
+    histories = list(model.amax_histories().values())
+    with model.held_weights():
+        for start in range(0, len(batch.tokens), run.micro_batch_size):
+            rows = slice(start, start + run.micro_batch_size)
+            tokens = batch.tokens[rows].to(device, non_blocking=True).long()
+            boundaries = batch.boundaries[rows].to(device, non_blocking=True)
+            mask = batch.loss_mask
+            if mask is not None:
+                mask = mask[rows].to(device, non_blocking=True)
+            loss = model.loss(
+                tokens[:, :-1].contiguous(),
+                tokens[:, 1:].contiguous(),
+                mask,
+                document_ids(boundaries, sequence_length),
+                run.z_loss,
+            )
+            # gradients are FP32 like the parameters, and add up in .grad
+            (loss.total / batch.num_targets).backward()
+            nats.append(loss.nats)
+            for history in histories:
+                history.record()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip_norm, foreach=True)
     nats = torch.cat(nats)
     loss = nats.sum() / batch.num_targets
@@ -365,7 +369,9 @@ class Training:
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         weights: dict[str, Tensor] = dict(self.model.named_parameters())
-        return {"model": weights, **moments(self.model, self.optimizer)}
+        tensors = {"model": weights, **moments(self.model, self.optimizer)}
+        amaxes = {name: h.amaxes for name, h in self.model.amax_histories().items()}
+        return tensors | ({"amaxes": amaxes} if amaxes else {})
 
 
 def environment(device: torch.device) -> dict[str, Any]:

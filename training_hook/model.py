@@ -9,18 +9,21 @@ Source: NVIDIA 2025, Nemotron-H, arXiv:2504.03624, and Nemotron Nano 2, arXiv:25
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
 
+from training_hook.amax_history import AmaxHistory
 from training_hook.config import HybridConfig
 from training_hook.cross_entropy import linear_cross_entropy
 from training_hook.documents import Documents, document_mask, number_documents
 from training_hook.layers.attention import Attention
 from training_hook.layers.mamba import Mamba
 from training_hook.layers.mlp import MLP
-from training_hook.linear import FP8Linear, draw_normal, make_linear
+from training_hook.linear import FP8Linear, Linear, draw_normal, make_linear
 from training_hook.norm import RMSNorm
 
 LAYERS: dict[str, type[Mamba] | type[MLP] | type[Attention]] = {
@@ -223,6 +226,7 @@ class HybridModel(nn.Module):
             mask.flatten(),
             rows,
             z_loss,
+            self.lm_head.held_copy if self.lm_head.held else None,
         )
         if output.auxiliary_loss is not None:
             total = total + output.auxiliary_loss * count
@@ -253,6 +257,30 @@ class HybridModel(nn.Module):
         for module in self.modules():
             if isinstance(module, FP8Linear):
                 module.low_precision = on
+
+    @contextmanager
+    def held_weights(self) -> Iterator[None]:
+        """Casts every weight once, for all forward and backward passes inside; see `linear`.
+
+        Weights must not change inside: optimizer steps, like a change of `compute_dtype` or
+        `set_low_precision`, come before or after.
+        """
+        products = [module for module in self.modules() if isinstance(module, Linear)]
+        for product in products:
+            product.hold(self.compute_dtype)
+        try:
+            yield
+        finally:
+            for product in products:
+                product.release()
+
+    def amax_histories(self) -> dict[str, AmaxHistory]:
+        """Returns the histories of delayed scaling by the name of their product."""
+        return {
+            name.removesuffix(".history"): module
+            for name, module in self.named_modules()
+            if isinstance(module, AmaxHistory)
+        }
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Compiles layer by layer: layers of one letter share a graph, so 60 cost as 3."""

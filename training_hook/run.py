@@ -68,7 +68,8 @@ class PretrainRun:
     """Of activations and matrix products; master weights, gradients and moments are FP32."""
     linear_recipe: str = "plain"
     """Of the layers' products with weights: "plain" in `precision`, "fp8_tensor" as Nemotron-H,
-    "fp8_block" as Nemotron Nano 2."""
+    "fp8_block" as Nemotron Nano 2, "fp8_tensor_e4m3" and "fp8_delayed" as variants of the
+    first, see `fp8`."""
     plain_first_layers: int = 2
     """Layers at the beginning whose products stay "plain". A layer of M or - has two of them: with
     the last two these are the first and last 4 that Nemotron-H and Nano 2 keep in BF16."""

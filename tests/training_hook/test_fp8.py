@@ -12,7 +12,7 @@ from training_hook.linear import FP8Linear, Linear, make_linear
 # the compiler's own use of what PyTorch deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
-RECIPES = ("fp8_tensor", "fp8_block")
+RECIPES = ("fp8_tensor", "fp8_tensor_e4m3", "fp8_delayed", "fp8_block")
 FORMATS = pytest.mark.parametrize(
     ("dtype", "largest"), [(E4M3, 448.0), (E5M2, 57_344.0)], ids=["e4m3", "e5m2"]
 )
@@ -116,7 +116,7 @@ def test_fp8_products_have_the_error_of_their_format(recipe, dtype):
     assert [t.dtype for t in found] == [dtype, dtype, torch.float32]
     weight = layer.weight.detach().double()
     wanted = (x.double() @ weight.T, dy.double() @ weight, dy.double().T @ x.double())
-    gradients = E5M2_ERROR if recipe == "fp8_tensor" else E4M3_ERROR
+    gradients = E5M2_ERROR if recipe in ("fp8_tensor", "fp8_delayed") else E4M3_ERROR
     bounds = zip(found, wanted, (E4M3_ERROR, gradients, gradients), strict=True)
     for ours, exact, (low, high) in bounds:
         assert low < error(ours, exact) < high
@@ -223,6 +223,37 @@ def test_fp8_layer_compiled_whole_equals_eager_and_switches(recipe):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("recipe", ["fp8_tensor", "fp8_block"])
+def test_fp8_layer_with_plain_rows_is_two_products(recipe):
+    layer = make_linear(256, 440, recipe, plain_rows=56)
+    assert isinstance(layer, FP8Linear)
+    assert (layer.plain_rows, layer.weight.shape) == (56, (440, 256))
+    low, plain = layer_of(recipe), make_linear(256, 56, "plain")
+    with torch.no_grad():
+        layer.reset_parameters(0.05, torch.Generator().manual_seed(1))
+        low.weight.copy_(layer.weight[:384])
+        plain.weight.copy_(layer.weight[384:])
+    x, dy = normal(128, 256).bfloat16(), normal(128, 440).bfloat16()
+    y, dx, dw = three_products(layer, x, dy)
+    low_y, low_dx, low_dw = three_products(low, x, dy[:, :384])
+    plain_y, plain_dx, plain_dw = three_products(plain, x, dy[:, 384:])
+    assert torch.equal(y, torch.cat([low_y, plain_y], 1))
+    assert torch.equal(dx, low_dx + plain_dx)
+    assert torch.equal(dw, torch.cat([low_dw, plain_dw]))
+    assert [part.shape[1] for part in layer.forward_parts(x)] == [384, 56]
+    layer.low_precision = False
+    assert [part.shape[1] for part in layer.forward_parts(x)] == [440]
+
+
+def test_make_linear_keeps_rows_plain_only_where_it_must():
+    divides = make_linear(128, 256, "fp8_block", plain_rows=128)
+    assert isinstance(divides, FP8Linear)
+    assert divides.plain_rows == 0
+    assert type(make_linear(128, 320, "plain", plain_rows=64)) is Linear
+    with pytest.raises(ValueError, match="out_features 280"):
+        make_linear(128, 320, "fp8_block", plain_rows=40)
+
+
 def test_fp8_operators_are_sound_for_the_compiler():
     x, w = normal(256, 128), normal(384, 128, seed=1)
     amax = x.abs().amax()
@@ -234,6 +265,12 @@ def test_fp8_operators_are_sound_for_the_compiler():
         (fp8_operators.cast_tensor, (x, amax, E5M2)),
         (fp8_operators.cast_blocks, (x,)),
         (fp8_operators.cast_squares, (w,)),
+        (fp8_operators.cast_squared_relu_tensor, (x, None, amax, E4M3)),
+        (fp8_operators.cast_squared_relu_tensor, (x, x, amax, E5M2)),
+        (fp8_operators.cast_squared_relu_blocks, (x, None)),
+        (fp8_operators.cast_squared_relu_blocks, (x, x)),
+        (fp8_operators.cast_expected, (x, False, None, amax, E4M3)),
+        (fp8_operators.cast_expected, (x, True, x, amax, E5M2)),
         (fp8_operators.multiply_tensor, (cast, w_cast, scale, w_scale, torch.bfloat16, True)),
         (
             fp8_operators.multiply_blocks,
@@ -262,7 +299,10 @@ def test_make_linear_sizes_that_do_not_divide_are_refused(recipe, sizes):
 
 
 def test_make_linear_unknown_recipe_is_refused():
-    with pytest.raises(ValueError, match="known recipes: plain, fp8_tensor, fp8_block"):
+    with pytest.raises(
+        ValueError,
+        match="known recipes: plain, fp8_tensor, fp8_tensor_e4m3, fp8_delayed, fp8_block",
+    ):
         make_linear(16, 16, "fp4")
 
 

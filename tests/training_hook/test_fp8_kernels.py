@@ -7,6 +7,7 @@ scale; rounding is compared on a GPU, in test_fp8_gpu.
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -63,9 +64,52 @@ def compare_with_emulation() -> None:
         assert fp8_kernels.cast_tensor(x, amax, E4M3)[2].isnan()
 
 
+def compare_squared_relu_with_emulation() -> None:
+    """Likewise; numbers whose squares FP8 has."""
+    from training_hook import fp8_kernels
+
+    for dtype in (torch.float32, torch.bfloat16):
+        wide = exact_values(256, 384, 3, dtype)
+        signs = wide.flip(0).sign()
+        for part in (slice(16, 64), slice(None)):  # tiles that are not full, and such as are
+            up, gradient = wide[: 160 if part.start else 256, part], signs[: len(wide), part]
+            for given in (None, gradient[: len(up)]):
+                amax = fp8_emulation.squared_relu(up, given).abs().amax().float()
+                for fp8 in (E4M3,) if given is None else (E4M3, E5M2):
+                    arguments = up, given, amax, fp8
+                    wanted = fp8_emulation.cast_squared_relu_tensor(*arguments)
+                    assert_same(fp8_kernels.cast_squared_relu_tensor(*arguments), wanted)
+        compare_expected(fp8_kernels.cast_expected, wide, signs)
+        for given in (None, signs):
+            wanted = fp8_emulation.cast_squared_relu_blocks(wide, given)
+            assert_same(fp8_kernels.cast_squared_relu_blocks(wide, given), wanted)
+        wide[7, 200], wide[130, 300], wide[131, 300] = torch.inf, torch.nan, -torch.inf
+        for given in (None, signs):
+            found = fp8_kernels.cast_squared_relu_blocks(wide, given)[1::2]
+            assert_same(found, fp8_emulation.cast_squared_relu_blocks(wide, given)[1::2])
+
+
+def compare_expected(cast: Callable[..., tuple[Tensor, ...]], wide: Tensor, signs: Tensor) -> None:
+    for squares, gradient in ((False, None), (True, None), (True, signs)):
+        for x, by in ((wide[:160, 16:64], signs[:160, 16:64]), (wide, signs)):
+            for factor in (1, 2.0**-6):  # with the second some are cut
+                by = None if gradient is None else by
+                expected = fp8_emulation.squared_relu(x, by) if squares else x
+                amax = expected.abs().amax().float() * factor
+                arguments = x, squares, by, amax, E4M3
+                assert_same(cast(*arguments), fp8_emulation.cast_expected(*arguments))
+    broken = wide[:160].clone()
+    broken[7, 200], broken[130, 300], broken[131, 300] = torch.inf, torch.nan, -torch.inf
+    # the interpreter makes no NaN of FP8, so only the scale and the largest value
+    found = cast(broken, False, None, torch.tensor(48.0), E4M3)[2:]
+    wanted = fp8_emulation.cast_expected(broken, False, None, torch.tensor(48.0), E4M3)[2:]
+    assert_same(found, wanted)
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
-def test_kernels_in_the_interpreter_equal_emulation():
-    code = f"from {__name__} import compare_with_emulation as run; run()"
+@pytest.mark.parametrize("compare", [compare_with_emulation, compare_squared_relu_with_emulation])
+def test_kernels_in_the_interpreter_equal_emulation(compare):
+    code = f"from {__name__} import {compare.__name__} as run; run()"
     root = Path(__file__).parents[2]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, sys.path)])

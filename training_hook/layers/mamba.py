@@ -38,7 +38,9 @@ class Mamba(nn.Module):
         self.config = config
         inner, heads = config.mamba_inner_size, config.mamba_num_heads
         self.split_sizes = [inner, config.convolution_size, heads]
-        self.in_proj = make_linear(config.hidden_size, sum(self.split_sizes), recipe)
+        self.in_proj = make_linear(
+            config.hidden_size, sum(self.split_sizes), recipe, plain_rows=heads
+        )
         self.conv1d = CausalConvolution(config.convolution_size, config.conv_kernel)
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
@@ -52,8 +54,7 @@ class Mamba(nn.Module):
         """Mixes (batch, length, hidden_size) along the length."""
         config = self.config
         shape = hidden.shape[:2]
-        projected = self.in_proj(hidden.flatten(0, 1)).unflatten(0, shape)
-        gate, xbc, dt = projected.split(self.split_sizes, dim=-1)
+        gate, xbc, dt = self._project(hidden)
         document_ids = None if documents is None else documents.ids
         xbc, convolution = self.conv1d(xbc, document_ids, state.convolution if state else None)
         y, ssm = ssd_packed(
@@ -71,6 +72,19 @@ class Mamba(nn.Module):
         y = self.norm(y, gate)
         y = self.out_proj(y.flatten(0, 1)).unflatten(0, shape)
         return y, MambaState(convolution, ssm) if state else None, None
+
+    def _project(self, hidden: Tensor) -> list[Tensor]:
+        """Returns the gate, what is convolved and dt, each (batch, length, its size)."""
+        parts = self.in_proj.forward_parts(hidden.flatten(0, 1))
+        sizes = (
+            [self.split_sizes] if len(parts) == 1 else [self.split_sizes[:2], self.split_sizes[2:]]
+        )
+        # dt is split where it is alone, too: that lays out its gradient in rows
+        return [
+            column
+            for part, widths in zip(parts, sizes, strict=True)
+            for column in part.unflatten(0, hidden.shape[:2]).split(widths, dim=-1)
+        ]
 
     def initial_state(self, batch: int, dtype: torch.dtype) -> MambaState:
         """Returns the state before the first token."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from training_hook.config import HybridConfig
 from training_hook.documents import Documents
-from training_hook.linear import make_linear
+from training_hook.fp8_mlp import fp8_squared_relu_mlp
+from training_hook.linear import FP8Linear, make_linear
 
 
 class MLP(nn.Module):
@@ -25,8 +26,15 @@ class MLP(nn.Module):
         self, hidden: Tensor, documents: Documents | None, state: None
     ) -> tuple[Tensor, None, Tensor | None]:
         """Maps (batch, length, hidden_size) token by token."""
-        raised = F.relu(self.up_proj(hidden.flatten(0, 1))).square()
-        return self.down_proj(raised).unflatten(0, hidden.shape[:2]), None, None
+        return self._mix(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2]), None, None
+
+    def _mix(self, x: Tensor) -> Tensor:
+        up, down = self.up_proj, self.down_proj
+        if isinstance(up, FP8Linear) and isinstance(down, FP8Linear) and up.in_fp8:
+            weights, casts = (up.weight, down.weight), (up.cast(), down.cast())
+            delayed = up.delayed(), down.delayed()
+            return fp8_squared_relu_mlp(x, *weights, *casts, up.recipe, *delayed)
+        return down(F.relu(up(x)).square())
 
     def initial_state(self, batch: int, dtype: torch.dtype) -> None:
         """Returns the state before the first token: there is none."""
