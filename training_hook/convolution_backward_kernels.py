@@ -33,7 +33,7 @@ from training_hook.convolution_kernels import (
 )
 from training_hook.sum_kernels import add_up
 
-BACKWARD = Walk(channels=256, rows=128, chunk=2, warps=1)
+BACKWARD = Walk(channels=128, rows=128, chunk=4, warps=1)
 
 
 @triton.jit

@@ -33,7 +33,7 @@ class Walk(NamedTuple):
     warps: int
 
 
-FORWARD = Walk(channels=256, rows=128, chunk=4, warps=1)
+FORWARD = Walk(channels=128, rows=64, chunk=8, warps=1)
 
 
 @triton.jit

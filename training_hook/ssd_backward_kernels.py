@@ -42,9 +42,9 @@ from training_hook.ssd_state_kernels import (
     precision,
 )
 
-DX_DB = (Launch(64, 8, 2), Launch(64, 8, 2), Launch(64, 8, 1))
+DX_DB = (Launch(64, 8, 3), Launch(64, 8, 2), Launch(64, 8, 1))
 """Of `_dx_dB`, for `Shape.fit`; the chunk is that of the whole backward pass."""
-DC = (Launch(64, 4, 2), Launch(64, 8, 2), Launch(64, 8, 1))
+DC = (Launch(64, 4, 3), Launch(64, 8, 2), Launch(64, 8, 1))
 """Of `_dC`, which has the chunk of `_dx_dB`."""
 TIME_STEP_HEADS = 16
 """Heads of a program of `_time_steps`."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from training_hook.ssd_state_kernels import Launch, Shape, carry_forward, make_decays, precision
 
-SCAN = (Launch(128, 8, 2), Launch(64, 4, 2), Launch(64, 4, 1))
+SCAN = (Launch(64, 4, 2), Launch(64, 4, 2), Launch(64, 4, 1))
 """Of `_scan`, for `Shape.fit`; the chunk is that of the whole forward pass."""
 
 

@@ -9,6 +9,7 @@ import torch
 
 from tests.training_hook.test_fp8 import RECIPES, layer_of, normal, three_products
 from tests.training_hook.test_fp8_training import MODEL
+from tests.training_hook.test_pretrain import tiny_run
 from training_hook import linear
 from training_hook.batches import HostBatch
 from training_hook.guard import Guard
@@ -52,14 +53,15 @@ def host_batch(seed: int) -> HostBatch:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, SPLIT.vocab_size, (4, 129), generator=generator)
     starts = torch.tensor([[0, 50, 129]] * 4)
-    return HostBatch(tokens, None, starts, 4 * 128, np.arange(4), {})
+    return HostBatch(tokens, None, starts, np.full(4, 128), np.arange(4), {})
 
 
 def step_of(
     model: HybridModel, optimizer: torch.optim.Optimizer, number: int, micro_batch_size: int
 ) -> StepResult:
     guard = Guard(0.0, torch.device("cpu"))
-    return train_step(model, optimizer, guard, host_batch(number), micro_batch_size, 1.0)
+    run = tiny_run(micro_batch_size=micro_batch_size)
+    return train_step(model, optimizer, guard, host_batch(number), run)
 
 
 @pytest.mark.parametrize("recipe", ALL)
