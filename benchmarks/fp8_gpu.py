@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from benchmarks.fp8_products import compare_casts, measure_products
-from benchmarks.training_runs import hybrid_1b, in_blocks_of_128, losses_150m, tiny, with_tokens
+from benchmarks.training_runs import in_blocks_of_128, losses_150m, short_1b, tiny, with_tokens
 from benchmarks.training_steps import (
     WARM_STEPS,
     find_commit,
@@ -132,7 +132,7 @@ def main() -> int:
     device = torch.device("cpu") if options.tiny else torch.device("cuda", 0)
     plan, long = Plan(options.mixture), Plan(options.long_mixture or options.mixture)
     small = tiny() if options.tiny else losses_150m()
-    large = tiny() if options.tiny else in_blocks_of_128(hybrid_1b())
+    large = tiny() if options.tiny else in_blocks_of_128(short_1b())
     timed = 2 if options.tiny else 15
     if options.tiny:
         options.steps, options.tokens_150m, options.tokens_1b = 8, 256, 256

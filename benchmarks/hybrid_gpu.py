@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.fp8_gpu import Report, free
-from benchmarks.training_runs import hybrid_1b
+from benchmarks.training_runs import short_1b
 from benchmarks.training_steps import find_commit, measure, versions
 from mixtures.plan import Plan
 from pipelines.progress import say
@@ -34,7 +34,7 @@ STEPS = {8: 6, 1: 20}
 def row_run(row: str) -> PretrainRun:
     """Returns the run of a row, RECIPE:MICRO_BATCHES."""
     recipe, _, number = row.partition(":")
-    run = hybrid_1b()
+    run = short_1b()
     return replace(
         run,
         name=f"{run.name} {recipe}",

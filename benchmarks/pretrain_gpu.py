@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.training_runs import hybrid_1b
+from benchmarks.training_runs import short_1b
 from benchmarks.training_steps import find_commit, measure, versions
 from flows.runs import hybrid_150m
 from mixtures.mixture import Mixture, Part, mix
@@ -180,7 +180,7 @@ def main() -> None:
         parser.error("no GPU here: give --smoke to try the script with tiny shapes")
     device = torch.device("cpu") if options.smoke else torch.device("cuda", 0)
     wanted = options.only or ["150m", "1b", "end_to_end"]
-    small, large = hybrid_150m.run(), hybrid_1b()
+    small, large = hybrid_150m.run(), short_1b()
     small = replace(small, batch_size=64, total_tokens=40 * 64 * small.sequence_length)
     if options.micro_batch:
         large = replace(

@@ -2,36 +2,18 @@
 
 from dataclasses import replace
 
-from flows.runs import hybrid_150m
-from training_hook.config import HybridConfig
+from flows.runs import hybrid_1b, hybrid_150m
 from training_hook.run import PretrainRun
 
 
-def hybrid_1b() -> PretrainRun:
+def short_1b() -> PretrainRun:
     """The 1.05B shape whose untuned baseline with mamba_ssm's kernels was 66.0k tokens/s, 38.9%."""
-    return PretrainRun(
-        name="hybrid_1b",
-        model=HybridConfig(
-            hybrid_override_pattern="M-M-M-M*-M-M-M-M*-M-M-M-M-",
-            vocab_size=65_536,
-            hidden_size=2_048,
-            intermediate_size=8_192,
-            num_attention_heads=16,
-            num_key_value_heads=8,
-            head_dim=128,
-            mamba_num_heads=64,
-            mamba_head_dim=64,
-            n_groups=8,
-            ssm_state_size=128,
-        ),
-        sequence_length=8_192,
+    return replace(
+        hybrid_1b.run(),
         batch_size=2,
-        micro_batch_size=2,
         total_tokens=10_000_000,
         peak_learning_rate=3e-4,
-        seed=1,
-        precision="bfloat16",
-        backend="inductor",
+        linear_recipe="plain",
     )
 
 

@@ -12,10 +12,9 @@ so that no pass looks for them; what has become larger since then is cut to the 
 Inputs, outputs and gradients between layers stay in the model's dtype; gradients of weights come
 out of the product in the weight's own FP32. A weight's cast is given: the training loop makes it
 once a step for all micro batches (`linear`). What is kept for the backward pass are the transposed
-casts, half of what BF16 keeps. The casts eat most of what the products gain: on an H100, one micro
-batch of 12k tokens a step, weights cast at each call, a model of 1.05 B does 1.06 times BF16's
-tokens/s by tensor and 1.03 by block, one of 154 M 0.95 and 0.97; the last of 300 losses differ from
-BF16's by 0.04% at most (benchmarks/results/fp8_gpu.json).
+casts, half of what BF16 keeps. With 8 micro batches of 16k tokens a step a model of 1.05 B does
+106 k tokens/s by tensor on an H200 where BF16 does 90 k (benchmarks/results/hybrid_gpu.json); the
+last of 300 losses of one of 154 M differ from BF16's by 0.04% at most (fp8_gpu.json).
 
 Sources: "fp8_tensor" Nemotron-H, arXiv:2504.03624; "fp8_block" Nemotron Nano 2, arXiv:2508.14444,
 after DeepSeek-V3, arXiv:2412.19437, section 3.3. Accumulation, fast in the forward pass of

@@ -557,7 +557,9 @@ def test_run_with_wrong_settings_is_refused(changes, message):
         tiny_run(**changes)
 
 
-@pytest.mark.parametrize("name", ["hybrid_tiny", "hybrid_20m", "hybrid_150m"])
+@pytest.mark.parametrize(
+    "name", ["hybrid_tiny", "hybrid_20m", "hybrid_150m", "hybrid_1b", "hybrid_8b"]
+)
 def test_published_run_loads_and_can_be_planned(name, capsys):
     run = load_run(f"flows.runs.{name}:run")
     assert run.name == name
