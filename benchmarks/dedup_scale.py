@@ -1,10 +1,10 @@
 """Near-duplicate removal at 1, 2, 4 and 8 times the input, on templates, and with two workers.
 
 Memory is the proportional set size of the whole process tree, read from outside 20 times a second,
-under `--memory 1GiB`; nobody watches where wall times are compared. The text is this machine's text files; where they do not suffice, the same
-files with every letter moved on by some places of the alphabet: unlike the originals, with the same
-lengths and the same copies among themselves. Templated pages have 60 words in common and 24 of
-their own; unlike ones have 84 of their own.
+under `--memory 1GiB`; nobody watches where wall times are compared. The text is this machine's text
+files; where they do not suffice, the same files with every letter moved on by some places of the
+alphabet: unlike the originals, with the same lengths and the same copies among themselves.
+Templated pages have 60 words in common and 24 of their own; unlike ones have 84 of their own.
 
     python -m benchmarks.dedup_scale [--megabytes 250]
 """
