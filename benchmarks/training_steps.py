@@ -29,10 +29,11 @@ from pipelines.progress import say
 from training_hook.batches import Prefetch
 from training_hook.device import peak_flops
 from training_hook.guard import Guard
-from training_hook.loop import StepResult, build_model, train_step
+from training_hook.loop import build_model
 from training_hook.model import forward_flops, num_parameters
 from training_hook.optimizer import adamw, set_learning_rate
 from training_hook.run import PretrainRun
+from training_hook.step import StepResult, train_step
 
 WARM_STEPS = 4  # the first compiles, the next fill the allocator
 

@@ -114,6 +114,7 @@ def summarise(training: Training) -> dict[str, Any]:
     ends = {"before": evaluations.get(0), "after": evaluations.get(run.total_steps)}
     done = checkpoints(out / "checkpoints")
     finished = training.step == run.total_steps and run.total_steps in evaluations
+    learnt = steps.filter(~pc.field("skipped"))  # another step's loss may be no number
     seconds = pc.sum(steps["seconds"]).as_py() or 0.0
     tokens = training.step * run.tokens_per_step
     summary = {
@@ -125,7 +126,7 @@ def summarise(training: Training) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if seconds else 0.0,
-        "loss": steps["loss"][-1].as_py() if len(steps) else None,
+        "loss": learnt["loss"][-1].as_py() if len(learnt) else None,
         "bits_per_byte": {
             name: found and {score.part: score.bits_per_byte for score in found}
             for name, found in ends.items()

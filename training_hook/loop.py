@@ -5,10 +5,6 @@ in the output folder, so the same command goes on where it stopped, and every nu
 is the same as without the stop (on one device type, with one number of threads). The stream is read
 ahead by a thread, and each batch carries the stream's state after it, so a checkpoint knows what
 was trained on and not what was read.
-
-The loss of a step is summed over all its micro batches and divided by the target tokens of the
-global batch, known on the host before the first forward pass: neither the size of the micro batch
-nor a mask that falls unevenly weighs a token differently.
 """
 
 import base64
@@ -16,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +21,7 @@ from torch import Tensor
 from mixtures.plan import Plan
 from mixtures.stream import Stream
 from pipelines.progress import Bar, progress, say
-from training_hook.batches import HostBatch, Prefetch, document_ids
+from training_hook.batches import HostBatch, Prefetch
 from training_hook.checkpoint import (
     MODEL,
     checkpoints,
@@ -42,6 +38,7 @@ from training_hook.model import HybridModel, forward_flops
 from training_hook.optimizer import adamw, moments, set_learning_rate, set_steps
 from training_hook.run import PretrainRun, run_differences
 from training_hook.start import Start
+from training_hook.step import StepResult, train_step
 from training_hook.stop import Stop, Stopped
 
 REPORT_INTERVAL = 10
@@ -58,72 +55,6 @@ def build_model(run: PretrainRun) -> HybridModel:
     model = HybridModel(run.model, run.linear_recipe, ends)
     model.compute_dtype = getattr(torch, run.precision)
     return model
-
-
-class StepResult(NamedTuple):
-    """What a step gave: FP32 on the device, scalars but for the last."""
-
-    loss: Tensor
-    """Mean negative log likelihood of the target tokens of the global batch."""
-    gradient_norm: Tensor
-    """Before clipping."""
-    skipped: Tensor
-    """1 if the guard left the update out, else 0."""
-    nats: Tensor
-    """Summed negative log likelihood of each row's target tokens, (batch,)."""
-
-
-def train_step(
-    model: HybridModel,
-    optimizer: torch.optim.Optimizer,
-    guard: Guard,
-    batch: HostBatch,
-    run: PretrainRun,
-) -> StepResult:
-    """Does one optimizer step of a run, whose update the guard may leave out.
-
-    Nothing here waits for the device, so the next step is queued while this one runs.
-
-    Raises:
-        ValueError: the batch has no target tokens.
-    """
-    if batch.num_targets == 0:
-        raise ValueError(
-            f"pretrain: samples {batch.sample_indices.tolist()} have no target tokens. If all of "
-            f"their documents were masked after they were mixed, mix again and go on with that"
-        )
-    device = next(model.parameters()).device
-    sequence_length = batch.tokens.shape[1] - 1
-    nats = []
-    histories = list(model.amax_histories().values())
-    with model.held_weights():
-        for start in range(0, len(batch.tokens), run.micro_batch_size):
-            rows = slice(start, start + run.micro_batch_size)
-            tokens = batch.tokens[rows].to(device, non_blocking=True).long()
-            boundaries = batch.boundaries[rows].to(device, non_blocking=True)
-            mask = batch.loss_mask
-            if mask is not None:
-                mask = mask[rows].to(device, non_blocking=True)
-            loss = model.loss(
-                tokens[:, :-1].contiguous(),
-                tokens[:, 1:].contiguous(),
-                mask,
-                document_ids(boundaries, sequence_length),
-                run.z_loss,
-            )
-            # gradients are FP32 like the parameters, and add up in .grad
-            (loss.total / batch.num_targets).backward()
-            nats.append(loss.nats)
-            for history in histories:
-                history.record()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip_norm, foreach=True)
-    nats = torch.cat(nats)
-    loss = nats.sum() / batch.num_targets
-    skipped = guard.judge(loss, norm)
-    optimizer.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue] (of fused ones)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, norm, skipped, nats)
 
 
 class Training:

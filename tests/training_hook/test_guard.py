@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.training_hook.test_pretrain import batch_with_mask, fresh_model, host_batch, tiny_run
 from training_hook.guard import JUDGED_FROM, WINDOW, Guard
-from training_hook.loop import train_step
 from training_hook.optimizer import MOMENTS, adamw, set_learning_rate
+from training_hook.step import train_step
 
 CPU = torch.device("cpu")
 NORMS = st.floats(0.125, 64, width=32) | st.sampled_from([np.inf, np.nan])

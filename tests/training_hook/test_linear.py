@@ -13,9 +13,9 @@ from training_hook import linear
 from training_hook.batches import HostBatch
 from training_hook.guard import Guard
 from training_hook.linear import FP8Linear, Linear
-from training_hook.loop import StepResult, train_step
 from training_hook.model import HybridModel
 from training_hook.optimizer import adamw
+from training_hook.step import StepResult, train_step
 
 # the compiler's own use of what PyTorch deprecates
 pytestmark = pytest.mark.filterwarnings(

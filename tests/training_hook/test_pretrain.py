@@ -32,12 +32,12 @@ from training_hook.batches import Prefetch, document_ids, host_batch
 from training_hook.checkpoint import checkpoints, read_checkpoint
 from training_hook.config import HybridConfig
 from training_hook.guard import MOST_IN_A_ROW, Guard
-from training_hook.loop import train_step
 from training_hook.metrics import FOLDER, read_evaluations, read_metrics
 from training_hook.model import HybridModel
 from training_hook.optimizer import adamw, set_learning_rate
 from training_hook.pretrain import main, pretrain
 from training_hook.run import PretrainRun, load_run
+from training_hook.step import train_step
 
 VOCABULARY = 512
 LENGTH = 48
