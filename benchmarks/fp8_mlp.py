@@ -1,6 +1,6 @@
 """What fused squared ReLU and held casts are worth in an MLP, on one GPU.
 
-    OUT=DIR python -m benchmarks.fp8_mlp [--widths 2048 4096] [--tokens 16384]
+    OUT=DIR python -m benchmarks.fp8_mlp [--commit HASH] [--widths 2048 4096] [--tokens 16384]
 
 For each width and recipe a step of the MLP, four times as wide inside: micro batches forward and
 backward, gradients added up in FP32, compiled, timed with CUDA events (median of 10 rounds after
@@ -59,10 +59,12 @@ def main() -> None:
     """Runs every width and writes $OUT/fp8_mlp.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--commit", default="unknown", help="of this tree, for the record")
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--micro-batches", type=int, default=4)
     given = parser.parse_args()
     record: dict[str, Any] = {
+        "commit": given.commit,
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "tokens": given.tokens,

@@ -1,6 +1,6 @@
 """The SSD scan on one GPU: errors against float64, kernel times, beside plain PyTorch compiled.
 
-    OUT=DIR python -m benchmarks.ssd_gpu [--only 1b nano2] [--sweep 1b]
+    OUT=DIR python -m benchmarks.ssd_gpu [--commit HASH] [--only 1b nano2] [--sweep 1b]
 
 Needs torch and triton. Writes $OUT/ssd_gpu.json. Times are of kernels, from torch.profiler: alone,
 so small a chain is bound by the CPU, in a training step it is not. The least time is the bytes that
@@ -248,6 +248,7 @@ def sweep(names: tuple[str, ...]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="The SSD scan on one GPU.")
     parser.add_argument("--sweep", nargs="+", choices=tuple(LAYERS), help="time other launches")
+    parser.add_argument("--commit", default="unknown", help="of this tree, for the record")
     parser.add_argument("--no-plain", action="store_true", help="not plain PyTorch compiled")
     parser.add_argument("--only", nargs="+", choices=tuple(LAYERS), default=tuple(LAYERS))
     options = parser.parse_args()
@@ -256,6 +257,7 @@ def main() -> int:
     path = Path(os.environ.get("OUT", ".")) / "ssd_gpu.json"
     content: dict[str, Any] = {
         "what": "the SSD scan of one layer, forward and backward, on one device",
+        "commit": options.commit,
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": version("triton"),
