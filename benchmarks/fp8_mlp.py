@@ -1,6 +1,6 @@
 """What fused squared ReLU and held casts are worth in an MLP, on one GPU.
 
-    OUT=DIR python -m benchmarks.fp8_mlp [--commit HASH] [--commit HASH] [--widths 2048 4096] [--tokens 16384]
+    OUT=DIR python -m benchmarks.fp8_mlp [--commit HASH] [--widths 2048 4096] [--tokens 16384]
 
 For each width and recipe a step of the MLP, four times as wide inside: micro batches forward and
 backward, gradients added up in FP32, compiled, timed with CUDA events (median of 10 rounds after
