@@ -31,7 +31,7 @@ from benchmarks.machine import about, run_counted, write_result
 
 PAGES = 50_000
 POLL_S = 0.05
-TURNS = 3
+TURNS = 5
 
 
 def rotated(text: str, places: int) -> str:
