@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.fp8_products import median_us
-from training_hook import fp8_operators
 from training_hook.fp8_emulation import E4M3
 from training_hook.fp8_mlp import fp8_squared_relu_mlp
+from training_hook.kernels import fp8_operators
 from training_hook.linear import FP8Linear, make_linear
 
 WIDTHS = (2048, 4096)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pipelines.progress import say
-from training_hook import fp8_emulation, fp8_operators
+from training_hook import fp8_emulation
 from training_hook.config import HybridConfig
 from training_hook.fp8_emulation import E4M3, E5M2
+from training_hook.kernels import fp8_operators
 from training_hook.run import PretrainRun
 
 FP8 = ("fp8_tensor", "fp8_block")

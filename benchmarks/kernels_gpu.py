@@ -29,10 +29,10 @@ from benchmarks.kernel_cases import Case, Choice, measure, sweep
 from benchmarks.training_steps import find_commit, versions
 from pipelines.progress import say
 from training_hook.convolution import plain_convolution
-from training_hook.convolution_operators import convolve
 from training_hook.device import device_name
+from training_hook.kernels.convolution_operators import convolve
+from training_hook.kernels.norm_operators import gated_norm
 from training_hook.norm import plain_gated_norm
-from training_hook.norm_operators import gated_norm
 
 Draw = Callable[..., Tensor]
 
@@ -70,7 +70,7 @@ def convolution_cases(draw: Draw, tiny: bool) -> Iterator[Case]:
 
 
 def convolution_choices(draw: Draw, tiny: bool) -> Iterator[Choice]:
-    from training_hook import convolution_backward_kernels, convolution_kernels
+    from training_hook.kernels import convolution_backward_kernels, convolution_kernels
 
     inputs = tuple(convolution_inputs(draw, tiny, packed=True).values())
     dy = draw(*inputs[0].shape)
@@ -128,7 +128,7 @@ def norm_cases(draw: Draw, tiny: bool) -> Iterator[Case]:
 
 
 def norm_choices(draw: Draw, tiny: bool) -> Iterator[Choice]:
-    from training_hook import norm_kernels
+    from training_hook.kernels import norm_kernels
 
     for tokens, size, groups in (
         ((20, 480, 2),) if tiny else ((16_384, 4096, 8), (16_384, 10_240, 8))

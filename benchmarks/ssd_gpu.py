@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from training_hook import ssd_operators
+from training_hook.kernels import ssd_operators
 from training_hook.ssd import ssd
 
 REPEATS = 10
@@ -77,7 +77,7 @@ class Layer:
 
     def bytes_moved(self) -> dict[str, float]:
         """Bytes that each kernel has to read or write in BF16, decays and sums left out."""
-        from training_hook import ssd_backward_kernels, ssd_forward_kernels
+        from training_hook.kernels import ssd_backward_kernels, ssd_forward_kernels
 
         x = 2 * self.batch * self.length * self.heads * self.head_dim
         maps = 2 * self.batch * self.length * self.groups * self.state_size
@@ -186,7 +186,7 @@ def measure_ssd(names: tuple[str, ...] = tuple(LAYERS), plain: bool = True) -> d
 
 def sweep(names: tuple[str, ...]) -> dict[str, Any]:
     """Times other launches of each kernel, one change at a time; returns the kernel's time."""
-    from training_hook import ssd_backward_kernels, ssd_forward_kernels, ssd_state_kernels
+    from training_hook.kernels import ssd_backward_kernels, ssd_forward_kernels, ssd_state_kernels
 
     def thrice(*launches: tuple[int, int, int]) -> list[Any]:
         """Each for states of any size."""

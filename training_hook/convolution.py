@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_hook.convolution_operators import convolve
+from training_hook.kernels.convolution_operators import convolve
 
 
 class CausalConvolution(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from training_hook.fp8_emulation import E4M3, E5M2, squared_relu
-from training_hook.fp8_operators import (
+from training_hook.kernels.fp8_operators import (
     cast_blocks,
     cast_expected,
     cast_squared_relu_blocks,

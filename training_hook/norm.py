@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_hook.norm_operators import gated_norm
+from training_hook.kernels.norm_operators import gated_norm
 
 
 class RMSNorm(nn.Module):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tests.training_hook.test_fp8 import layer_of, normal, three_products
 from tests.training_hook.test_fp8_mlp import Stack
-from training_hook import fp8_operators
 from training_hook.amax_history import STEPS, AmaxHistory
 from training_hook.fp8_emulation import E4M3, E5M2, cast_tensor, power_of_two_scale, squared_relu
 from training_hook.fp8_mlp import fp8_squared_relu_mlp
+from training_hook.kernels import fp8_operators
 from training_hook.linear import FP8Linear
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.training_hook.triton_interpreter import run_in_interpreter
 from training_hook.convolution import plain_convolution
-from training_hook.convolution_operators import convolve, convolve_backward
+from training_hook.kernels.convolution_operators import convolve, convolve_backward
 
 CASES = (  # length, kernel, with documents, with initial state
     (21, 4, False, False),
@@ -66,7 +66,7 @@ def assert_near(found: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: fl
 
 def compare_with_plain() -> None:
     """Runs all kernels; to be called where TRITON_INTERPRET is set before Triton is imported."""
-    from training_hook import convolution_backward_kernels, convolution_kernels
+    from training_hook.kernels import convolution_backward_kernels, convolution_kernels
 
     # more than one program along both the length and the channels, and walks that are not full
     walk = convolution_kernels.Walk(channels=16, rows=8, chunk=4, warps=1)

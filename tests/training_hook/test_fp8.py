@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training_hook import fp8_emulation, fp8_operators
+from training_hook import fp8_emulation
 from training_hook.fp8_emulation import E4M3, E5M2, power_of_two_scale
+from training_hook.kernels import fp8_operators
 from training_hook.linear import FP8Linear, Linear, make_linear
 
 # the compiler's own use of what PyTorch deprecates

@@ -9,8 +9,9 @@ from tests.training_hook.test_fp8 import RECIPES, error, layer_of, normal, three
 from tests.training_hook.test_fp8_mlp import Stack
 from tests.training_hook.test_fp8_training import MODEL
 from tests.training_hook.test_linear import SPLIT
-from training_hook import fp8_emulation, fp8_operators
+from training_hook import fp8_emulation
 from training_hook.fp8_emulation import E4M3, E5M2
+from training_hook.kernels import fp8_operators
 from training_hook.model import HybridModel
 
 pytestmark = [

@@ -39,7 +39,7 @@ def assert_same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
 
 def compare_with_emulation() -> None:
     """Runs every kernel; to be called where TRITON_INTERPRET is set before Triton is imported."""
-    from training_hook import fp8_kernels
+    from training_hook.kernels import fp8_kernels
 
     for dtype in (torch.float32, torch.bfloat16):
         wide = exact_values(160, 112, 7, dtype)
@@ -63,7 +63,7 @@ def compare_with_emulation() -> None:
 
 def compare_squared_relu_with_emulation() -> None:
     """Likewise; numbers whose squares FP8 has."""
-    from training_hook import fp8_kernels
+    from training_hook.kernels import fp8_kernels
 
     for dtype in (torch.float32, torch.bfloat16):
         wide = exact_values(256, 384, 3, dtype)

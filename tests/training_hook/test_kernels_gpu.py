@@ -11,7 +11,7 @@ from tests.training_hook.test_convolution_kernels import (
     operands,
 )
 from training_hook.convolution import CausalConvolution, plain_convolution
-from training_hook.convolution_operators import convolve
+from training_hook.kernels.convolution_operators import convolve
 from training_hook.norm import GatedGroupNorm, plain_gated_norm
 
 pytestmark = [

@@ -8,8 +8,8 @@ import torch
 
 from tests.training_hook.test_convolution_kernels import assert_near, differentiate, exact
 from tests.training_hook.triton_interpreter import run_in_interpreter
+from training_hook.kernels.norm_operators import gated_norm, gated_norm_backward
 from training_hook.norm import plain_gated_norm
-from training_hook.norm_operators import gated_norm, gated_norm_backward
 
 CASES = ((13, 128, 2), (11, 240, 2), (5, 600, 1), (1, 24, 3))  # tokens, size, groups
 
@@ -28,7 +28,7 @@ def output(*inputs: Any) -> torch.Tensor:
 
 def compare_with_plain() -> None:
     """Runs all kernels; to be called where TRITON_INTERPRET is set before Triton is imported."""
-    from training_hook import norm_kernels
+    from training_hook.kernels import norm_kernels
 
     walk = norm_kernels.Walk(rows=4, values=40)
     for tokens, size, groups in CASES:

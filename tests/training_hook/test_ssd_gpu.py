@@ -9,7 +9,7 @@ from tests.training_hook.test_ssd_kernels import (
     relative_errors,
     scan_results,
 )
-from training_hook import ssd_operators
+from training_hook.kernels import ssd_operators
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.training_hook.triton_interpreter import run_in_interpreter
-from training_hook import ssd_operators
+from training_hook.kernels import ssd_operators
 from training_hook.ssd import ssd
 
 Case = dict[str, Tensor | None]
@@ -101,8 +101,8 @@ def let_loops_end_at_arguments() -> None:
 
 def compare_with_reference() -> None:
     """Runs all kernels; to be called where TRITON_INTERPRET is set before Triton is imported."""
-    from training_hook import ssd_backward_kernels, ssd_forward_kernels, ssd_state_kernels
-    from training_hook.ssd_state_kernels import Inputs, Launch
+    from training_hook.kernels import ssd_backward_kernels, ssd_forward_kernels, ssd_state_kernels
+    from training_hook.kernels.ssd_state_kernels import Inputs, Launch
 
     let_loops_end_at_arguments()
     ssd_state_kernels.CARRY_TILE = 16  # several tiles along both sides of a state

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from training_hook.config import HybridConfig
 from training_hook.convolution import CausalConvolution
 from training_hook.documents import Documents
+from training_hook.kernels.ssd_operators import ssd_packed
 from training_hook.linear import make_linear
 from training_hook.norm import GatedGroupNorm
-from training_hook.ssd_operators import ssd_packed
 
 
 class MambaState(NamedTuple):

@@ -18,7 +18,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from training_hook.activation_kernels import sigmoid
+from training_hook.kernels.activation_kernels import sigmoid
 
 
 class Walk(NamedTuple):

@@ -17,8 +17,8 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from training_hook.activation_kernels import sigmoid
-from training_hook.convolution_kernels import (
+from training_hook.kernels.activation_kernels import sigmoid
+from training_hook.kernels.convolution_kernels import (
     Walk,
     contiguous,
     contiguous_rows,
@@ -31,7 +31,7 @@ from training_hook.convolution_kernels import (
     pre_activation,
     same_document,
 )
-from training_hook.sum_kernels import add_up
+from training_hook.kernels.sum_kernels import add_up
 
 BACKWARD = Walk(channels=128, rows=128, chunk=4, warps=1)
 

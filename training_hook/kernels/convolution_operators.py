@@ -30,7 +30,9 @@ def convolve(
     Returns:
         Like x, contiguous.
     """
-    from training_hook import convolution_kernels  # Triton is there only where there is a GPU
+    from training_hook.kernels import (
+        convolution_kernels,  # Triton is there only where there is a GPU
+    )
 
     return convolution_kernels.forward(x, weight, bias, document_ids, initial_state)
 
@@ -59,7 +61,7 @@ def convolve_backward(
 
     That of the initial state is empty if there is none.
     """
-    from training_hook import convolution_backward_kernels
+    from training_hook.kernels import convolution_backward_kernels
 
     return convolution_backward_kernels.backward(dy, x, weight, bias, document_ids, initial_state)
 

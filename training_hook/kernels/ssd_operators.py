@@ -81,8 +81,10 @@ def scan(
     state_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Scans on a GPU; see `ssd_packed`."""
-    from training_hook import ssd_forward_kernels  # Triton is there only where there is a GPU
-    from training_hook.ssd_state_kernels import Inputs
+    from training_hook.kernels import (
+        ssd_forward_kernels,  # Triton is there only where there is a GPU
+    )
+    from training_hook.kernels.ssd_state_kernels import Inputs
 
     inputs = Inputs(xbc, dt, A, D, dt_bias, document_ids, initial_state, groups, state_size)
     return ssd_forward_kernels.forward(inputs)
@@ -125,8 +127,10 @@ def scan_backward(
     Returns:
         By xbc; by dt; by A, D and dt_bias, FP32, (3, heads); by the initial state, FP32.
     """
-    from training_hook import ssd_backward_kernels  # Triton is there only where there is a GPU
-    from training_hook.ssd_state_kernels import Inputs
+    from training_hook.kernels import (
+        ssd_backward_kernels,  # Triton is there only where there is a GPU
+    )
+    from training_hook.kernels.ssd_state_kernels import Inputs
 
     inputs = Inputs(xbc, dt, A, D, dt_bias, document_ids, initial_state, groups, state_size)
     return ssd_backward_kernels.backward(inputs, dy, dfinal)

@@ -252,6 +252,6 @@ def _empty_block_cast(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _kernels():
-    from training_hook import fp8_kernels  # Triton is there only where there is a GPU
+    from training_hook.kernels import fp8_kernels  # Triton is there only where there is a GPU
 
     return fp8_kernels

@@ -33,7 +33,7 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from training_hook.ssd_state_kernels import (
+from training_hook.kernels.ssd_state_kernels import (
     Inputs,
     Launch,
     carry_back,

@@ -22,8 +22,8 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from training_hook.activation_kernels import sigmoid
-from training_hook.sum_kernels import add_up
+from training_hook.kernels.activation_kernels import sigmoid
+from training_hook.kernels.sum_kernels import add_up
 
 
 class Walk(NamedTuple):

@@ -25,7 +25,13 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from training_hook.ssd_state_kernels import Inputs, Launch, carry_forward, make_decays, precision
+from training_hook.kernels.ssd_state_kernels import (
+    Inputs,
+    Launch,
+    carry_forward,
+    make_decays,
+    precision,
+)
 
 SCAN = (Launch(128, 8, 3), Launch(64, 4, 2), Launch(64, 4, 1))
 """Of `_scan`, for `Inputs.fit`; the chunk is that of the whole forward pass."""

@@ -26,7 +26,7 @@ def gated_norm(
     Returns:
         Like x, contiguous; and the inverse root mean squares, (..., groups), FP32.
     """
-    from training_hook import norm_kernels  # Triton is there only where there is a GPU
+    from training_hook.kernels import norm_kernels  # Triton is there only where there is a GPU
 
     return norm_kernels.forward(x, gate, weight, groups, epsilon)
 
@@ -44,7 +44,7 @@ def gated_norm_backward(
     dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of x, gate and weight from that of y, contiguous."""
-    from training_hook import norm_kernels
+    from training_hook.kernels import norm_kernels
 
     return norm_kernels.backward(dy, x, gate, weight, inverse)
 
