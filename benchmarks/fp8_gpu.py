@@ -56,7 +56,7 @@ def check_mixture(run: PretrainRun, plan: Plan) -> None:
     Raises:
         ValueError: it has not.
     """
-    size, wanted = plan.manifest["vocabulary_size"], run.total_steps * run.batch_size
+    size, wanted = plan.manifest["vocabulary_size"], run.total_samples
     if size > run.model.vocab_size or wanted > plan.num_samples:
         raise ValueError(
             f"{plan.path} has ids up to {size} and {plan.num_samples} samples; {run.name} wanted "

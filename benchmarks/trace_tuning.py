@@ -53,7 +53,7 @@ def tuned(
     curate(Recipe("rows", (ParquetReader(columns=("messages",)),), ()), [source], place / "rows")
     found = tokenize(place / "rows", wheel / "tokenizer", place / "tokens", messages=True)
     run = replace(sft_tiny(), seed=seed, total_tokens=tokens)
-    samples = run.total_steps * run.batch_size
+    samples = run.total_samples
     part = (Part("traces", 1.0, max_repetition=1000.0),)
     mixture = Mixture("traces", part, run.sequence_length, num_samples=samples)
     mix(mixture, {"traces": str(place / "tokens")}, place / "mixture", seed)

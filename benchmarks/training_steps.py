@@ -57,7 +57,9 @@ def measure(
     model.compile_layers(run.backend)
     optimizer = adamw(model, run.betas, run.epsilon, run.weight_decay)
     guard = Guard(run.spike_factor, device)
-    batches = Prefetch(Stream(mixture, run.batch_size), pin=on_gpu, depth=4)
+    batches = Prefetch(
+        Stream(mixture, run.batch_size), on_gpu, itertools.repeat(run.batch_size), depth=4
+    )
     build_seconds = time.perf_counter() - start
 
     numbers = itertools.count(1)

@@ -232,7 +232,7 @@ def _pretrain(wheel: Wheel, turn: _Turn, workers: int) -> None:
     )
     parts = [MixturePart(p.name, p.weight, p.max_repetition) for p in wheel.parts]
     parts.append(MixturePart(PROBLEMS, wheel.problems.weight, 4.0))
-    samples = run.total_steps * run.batch_size
+    samples = run.total_samples
     mixture = Mixture(wheel.name, tuple(parts), run.sequence_length, num_samples=samples)
     what = f"{samples:,} samples of {run.sequence_length} tokens (seconds)"
     mixed = turn.place("mixture")
@@ -271,7 +271,7 @@ def _fine_tune(wheel: Wheel, turn: _Turn, workers: int) -> None:
         workers=workers,
         messages=True,
     )
-    samples = run.total_steps * run.batch_size
+    samples = run.total_samples
     part = (Part(TRACES, 1.0, max_repetition=1000.0),)  # the schedule's length is the run's
     mixture = Mixture(f"{wheel.name}-{TRACES}", part, run.sequence_length, num_samples=samples)
     turn("mix", "the traces", mixture=mixture, parts={TRACES: tokens}, out=mixed, seed=wheel.seed)

@@ -66,10 +66,7 @@ class Stream:
         start: int = 0,
         token_datasets: Mapping[str, str | Path] | None = None,
     ) -> None:
-        if batch_size < 1 or world_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"stream: batch_size {batch_size} does not divide by world_size {world_size}"
-            )
+        _check_batch_size(batch_size, world_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"stream: rank is {rank}; wanted 0 to {world_size - 1}")
         self.plan = Plan(mixture, token_datasets)
@@ -99,15 +96,29 @@ class Stream:
 
     def __next__(self) -> Batch:
         """Returns this rank's rows of the next global batch; a last batch that is short is not."""
-        first = self._consumed - self._history[-1][0]
-        if first + self.batch_size > self.plan.num_samples:
+        batch = self.take(self.batch_size)
+        if batch is None:
             raise StopIteration
+        return batch
+
+    def take(self, batch_size: int) -> Batch | None:
+        """Returns this rank's rows of the next global batch, which may have a size of its own.
+
+        None if the mixture has fewer samples left.
+
+        Raises:
+            ValueError: the batch does not divide by the ranks.
+        """
+        _check_batch_size(batch_size, self.world_size)
+        first = self._consumed - self._history[-1][0]
+        if first + batch_size > self.plan.num_samples:
+            return None
         if self.plan.blanked and not self._warned:
             self._warn()
-        rows = self.batch_size // self.world_size
+        rows = batch_size // self.world_size
         begin = first + self.rank * rows
         batch = self._read(np.arange(begin, begin + rows))
-        self._consumed += self.batch_size
+        self._consumed += batch_size
         return batch
 
     def batch(self, indices: np.ndarray) -> Batch:
@@ -214,3 +225,10 @@ class Stream:
             self._blanked[-1][0],
         )
         self._warned = True
+
+
+def _check_batch_size(batch_size: int, world_size: int) -> None:
+    if batch_size < 1 or world_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"stream: batch_size {batch_size} does not divide by world_size {world_size}"
+        )

@@ -8,6 +8,7 @@ the device, with one shape for all batches, so that nothing is compiled again.
 
 import queue
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,12 +68,19 @@ def document_ids(boundaries: Tensor, sequence_length: int) -> Tensor:
 
 
 class Prefetch:
-    """Reads a stream ahead in a thread. `close` ends the thread."""
+    """Reads a stream ahead in a thread. `close` ends the thread.
 
-    def __init__(self, stream: Stream, pin: bool, depth: int = 2) -> None:
+    Args:
+        stream: what to read.
+        pin: whether tensors go to pinned memory.
+        sizes: of the batches to read, one after the other.
+        depth: batches ahead.
+    """
+
+    def __init__(self, stream: Stream, pin: bool, sizes: Iterable[int], depth: int = 2) -> None:
         self._queue: queue.Queue[HostBatch | BaseException] = queue.Queue(depth)
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._read, args=(stream, pin), daemon=True)
+        self._thread = threading.Thread(target=self._read, args=(stream, pin, sizes), daemon=True)
         self._thread.start()
 
     def next(self) -> HostBatch:
@@ -87,12 +95,14 @@ class Prefetch:
         self._closing.set()
         self._thread.join()
 
-    def _read(self, stream: Stream, pin: bool) -> None:
+    def _read(self, stream: Stream, pin: bool, sizes: Iterable[int]) -> None:
         try:
-            for batch in stream:
+            for size in sizes:
+                batch = stream.take(size)
+                if batch is None:
+                    raise ValueError("pretrain: the stream ended before the run; mix more tokens")
                 if not self._put(host_batch(batch, stream.state_dict(), pin)):
                     return
-            self._put(ValueError("pretrain: the stream ended before the run; mix more tokens"))
         except BaseException as error:  # raised again by next(), in the thread that trains
             self._put(error)
 

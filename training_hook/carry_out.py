@@ -49,7 +49,7 @@ def check_fit(run: PretrainRun, plan: Plan, vocabulary: Path | None) -> None:
     Raises:
         ValueError: it is not; the message says what to change.
     """
-    size, samples = plan.manifest["vocabulary_size"], run.total_steps * run.batch_size
+    size, samples = plan.manifest["vocabulary_size"], run.total_samples
     if plan.sequence_length != run.sequence_length:
         raise ValueError(
             f"{run.name}: sequence_length is {run.sequence_length}, {plan.path} was mixed for "
@@ -116,7 +116,7 @@ def summarise(training: Training) -> dict[str, Any]:
     finished = training.step == run.total_steps and run.total_steps in evaluations
     learnt = steps.filter(~pc.field("skipped"))  # another step's loss may be no number
     seconds = pc.sum(steps["seconds"]).as_py() or 0.0
-    tokens = training.step * run.tokens_per_step
+    tokens = run.batches.tokens(training.step)
     summary = {
         "status": "finished" if finished else "stopped",
         "name": run.name,

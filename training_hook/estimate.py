@@ -18,7 +18,7 @@ def estimate(run: PretrainRun, device: str | None = None) -> dict[str, Any]:
     multiplies two matrices in the run's precision: 0.39 was measured for 1B on an H100.
     """
     flops = 3 * forward_flops(run.model, run.sequence_length)
-    tokens = run.total_steps * run.tokens_per_step
+    tokens = run.batches.tokens(run.total_steps)
     rate = matrix_rate(pick_device(device), getattr(torch, run.precision))
     parameters = num_parameters(run.model)
     return {

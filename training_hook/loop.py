@@ -101,7 +101,9 @@ class Training:
 
     def train(self, stop: Stop) -> None:
         """Trains to the last step or until a stop is requested; both leave a checkpoint."""
-        batches = Prefetch(self.stream, pin=self.device.type == "cuda")
+        steps = range(self.step + 1, self.run.total_steps + 1)
+        sizes = (self.run.batches.of(step) for step in steps)
+        batches = Prefetch(self.stream, self.device.type == "cuda", sizes)
         try:
             with energy_counter(self.device) as self._joules:
                 self._train(batches, stop)
@@ -111,7 +113,8 @@ class Training:
 
     def _train(self, batches: Prefetch, stop: Stop) -> None:
         try:
-            left = (self.run.total_steps - self.step) * self.run.tokens_per_step
+            tokens, total = self.run.batches.tokens, self.run.total_steps
+            left = tokens(total) - tokens(self.step)
             with progress(self._verb, total=left, unit="token") as bar:
                 self._loop(batches, stop, bar)
         except Stopped:
@@ -147,10 +150,13 @@ class Training:
         if not self._pending:
             self._start_interval()
             return
-        values = torch.stack([torch.hstack(result) for _, _, result in self._pending])
-        read = values.cpu().numpy()  # waits for the device
-        measured = self._end_interval(len(self._pending))
-        for (step, batch, _), row in zip(self._pending, read, strict=True):
+        values = [torch.hstack(result) for _, _, result in self._pending]
+        read = torch.cat(values).cpu().numpy()  # waits for the device
+        rows = np.split(read, np.cumsum([len(value) for value in values])[:-1])
+        tokens = self.run.batches.tokens
+        before = tokens(self._pending[0][0] - 1)
+        measured = self._end_interval(len(self._pending), tokens(self.step) - before)
+        for (step, batch, _), row in zip(self._pending, rows, strict=True):
             loss, norm, skipped = row[:3].tolist()
             self.metrics.add(
                 {
@@ -159,7 +165,7 @@ class Training:
                     "learning_rate": self.run.schedule.learning_rate(step),
                     "gradient_norm": norm,
                     "skipped": bool(skipped),
-                    "tokens": step * self.run.tokens_per_step,
+                    "tokens": tokens(step),
                     "target_tokens": batch.num_targets,
                     "first_sample": int(batch.sample_indices[0]),
                     "samples": len(batch.sample_indices),
@@ -172,8 +178,8 @@ class Training:
             else:
                 self._skipped_in_a_row = 0
         bar.advance(
-            len(self._pending) * self.run.tokens_per_step,
-            note=f"step {self.step}/{self.run.total_steps}  loss {read[-1][0]:.3f}",
+            tokens(self.step) - before,
+            note=f"step {self.step}/{self.run.total_steps}  loss {rows[-1][0]:.3f}",
         )
         self._pending = []
         self._start_interval()
@@ -191,16 +197,15 @@ class Training:
     def _start_interval(self) -> None:
         self._clock, self._energy = time.monotonic(), self._joules()
 
-    def _end_interval(self, steps: int) -> dict[str, float | None]:
+    def _end_interval(self, steps: int, tokens: int) -> dict[str, float | None]:
         """Returns the columns of metrics that are means over a reporting interval."""
-        run = self.run
-        seconds = (time.monotonic() - self._clock) / steps
+        total = time.monotonic() - self._clock
         joules, peak = self._joules(), peak_flops(self.device)
         on_gpu = self.device.type == "cuda"
         return {
-            "seconds": seconds,
-            "tokens_per_second": run.tokens_per_step / seconds,
-            "mfu": peak and run.tokens_per_step * self._flops / (seconds * peak),
+            "seconds": total / steps,
+            "tokens_per_second": tokens / total,
+            "mfu": peak and tokens * self._flops / (total * peak),
             "joules": None if joules is None else (joules - (self._energy or 0)) / steps,
             "memory_bytes": torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
         }

@@ -10,10 +10,13 @@ import importlib
 import inspect
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from training_hook.batch_sizes import BatchSizes
 from training_hook.config import HybridConfig
 from training_hook.linear_recipe import MULTIPLES, check_recipe
 from training_hook.schedule import WarmupStableDecay
@@ -49,6 +52,9 @@ class PretrainRun:
     total_tokens: int
     """Rounded up to whole steps."""
     peak_learning_rate: float
+    batch_ramp: tuple[tuple[float, int], ...] = ()
+    """Smaller batches at the beginning: ((0.01, 64), (0.03, 128)) takes 64 sequences a step until
+    1% of the tokens are seen and 128 until 3%. Shares of the schedule are of steps."""
     warmup_share: float = 0.02
     decay_share: float = 0.18
     decay_shape: str = "linear"
@@ -99,6 +105,7 @@ class PretrainRun:
                 f"{self.name}: batch_size {self.batch_size} is not a multiple of "
                 f"micro_batch_size {self.micro_batch_size}"
             )
+        self._check_batch_ramp()
         for name, known in (("precision", PRECISIONS), ("backend", BACKENDS)):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -115,6 +122,20 @@ class PretrainRun:
             )
         self._check_linear_recipe()
         _ = self.schedule  # its settings are checked where they are used
+
+    def _check_batch_ramp(self) -> None:
+        shares = [share for share, _ in self.batch_ramp]
+        sizes = [size for _, size in self.batch_ramp]
+        if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
+            raise ValueError(
+                f"{self.name}: batch_ramp {self.batch_ramp} has the shares {shares}; wanted "
+                "ascending ones between 0 and 1"
+            )
+        if wrong := [s for s in sizes if s < 1 or s % self.micro_batch_size or s > self.batch_size]:
+            raise ValueError(
+                f"{self.name}: batch_ramp has batches of {wrong} sequences; wanted multiples of "
+                f"micro_batch_size {self.micro_batch_size} up to batch_size {self.batch_size}"
+            )
 
     def _check_linear_recipe(self) -> None:
         check_recipe(self.linear_recipe)
@@ -137,13 +158,23 @@ class PretrainRun:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens in a global batch."""
+        """Tokens in a global batch, once a ramp is over."""
         return self.batch_size * self.sequence_length
+
+    @cached_property
+    def batches(self) -> BatchSizes:
+        """The sequences of each step."""
+        return BatchSizes(self.total_tokens, self.sequence_length, self.batch_size, self.batch_ramp)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return math.ceil(self.total_tokens / self.tokens_per_step)
+        return self.batches.total_steps
+
+    @property
+    def total_samples(self) -> int:
+        """Sequences of the whole run."""
+        return self.batches.samples(self.total_steps)
 
     @property
     def schedule(self) -> WarmupStableDecay:
@@ -163,10 +194,22 @@ class PretrainRun:
         return self.linear_recipe == "plain" or step > self.total_steps - plain_steps
 
     def with_steps(self, steps: int) -> "PretrainRun":
-        """Returns the same run with another length; its schedule stretches with it."""
+        """Returns the same run with another length; its schedule stretches with it.
+
+        A ramp stretches, too, so that the steps may be a few less where the lengths of its stages
+        cannot be had.
+        """
         if steps < 1:
             raise ValueError(f"{self.name}: steps is {steps}; wanted 1 or more")
-        return replace(self, total_tokens=steps * self.tokens_per_step)
+
+        def resized(samples: int) -> PretrainRun:
+            return replace(self, total_tokens=samples * self.sequence_length)
+
+        if not self.batch_ramp:
+            return resized(steps * self.batch_size)
+        lengths = range(1, steps * self.batch_size + 1)
+        fitting = bisect_right(lengths, steps, key=lambda samples: resized(samples).total_steps)
+        return resized(max(1, fitting))
 
     def parameters(self) -> dict[str, Any]:
         """Returns all fields as JSON-safe data, nested dataclasses included."""

@@ -486,7 +486,7 @@ def test_document_ids_rise_at_boundaries():
 
 def test_prefetch_gives_each_batch_with_the_state_behind_it(corpus):
     reference = Stream(corpus / "mixture", 4)
-    batches = Prefetch(Stream(corpus / "mixture", 4), pin=False)
+    batches = Prefetch(Stream(corpus / "mixture", 4), False, [4] * 3)
     for _ in range(3):
         wanted, batch = next(reference), batches.next()
         time.sleep(0.01)  # the thread reads ahead meanwhile
@@ -501,7 +501,7 @@ def test_prefetch_gives_each_batch_with_the_state_behind_it(corpus):
 def test_prefetch_at_the_end_of_the_mixture_says_so(corpus):
     stream = Stream(corpus / "mixture", 4)
     stream = Stream(corpus / "mixture", 4, start=stream.num_samples - 5)
-    batches = Prefetch(stream, pin=False)
+    batches = Prefetch(stream, False, [4, 4])
     batches.next()
     with pytest.raises(ValueError, match="the stream ended before the run"):
         batches.next()
@@ -510,11 +510,11 @@ def test_prefetch_at_the_end_of_the_mixture_says_so(corpus):
 
 def test_prefetch_raises_what_the_stream_raised():
     class Broken:
-        def __iter__(self):
+        def take(self, batch_size):
             raise OSError("the disk is gone")
 
     before = threading.active_count()
-    batches = Prefetch(Broken(), pin=False)  # pyright: ignore[reportArgumentType]
+    batches = Prefetch(Broken(), False, [4])  # pyright: ignore[reportArgumentType]
     with pytest.raises(OSError, match="the disk is gone"):
         batches.next()
     batches.close()
