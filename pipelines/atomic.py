@@ -54,6 +54,13 @@ def written_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder so that a process killed meanwhile leaves none of this name."""
+    aside = _temporary(path)
+    path.replace(aside)
+    shutil.rmtree(aside)
+
+
 def begin_flush(descriptor: int, start: int, stop: int) -> None:
     """Has the kernel write bytes of a file to disk from now on, so that the last flush is short."""
     if hasattr(os, "posix_fadvise"):

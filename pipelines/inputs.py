@@ -77,12 +77,12 @@ def forget_changed_units(job: Job) -> None:
     for index in job.own_units():
         unit = job.plan.units[index]
         folder = job.phase_folder(0, index)
-        record = folder / "record.json"
-        if not record.exists():
+        records = [path for path in (folder / "record.json", job.record(index)) if path.exists()]
+        if not records:
             continue
-        digests = json.loads(record.read_text("utf-8"))["digests"]
+        digests = json.loads(records[0].read_text("utf-8"))["digests"]
         if any(span_hash(span) != digests.get(_name(span)) for span in unit.spans):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(job.plan_folder(), ignore_errors=True)
 
 

@@ -36,6 +36,11 @@ class Job:
     earlier: tuple[Unit, ...] | None = None
     """The earlier units as they were, if the run takes documents out of them."""
 
+    @property
+    def is_indexed(self) -> bool:
+        """Whether later snapshots need the intermediate files, so that they stay."""
+        return not self.work.is_relative_to(self.out)
+
     def own_units(self) -> range:
         """Returns the units that the run writes."""
         return range(self.first, len(self.plan.units))

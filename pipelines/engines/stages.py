@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.atomic import begin_flush, written, written_folder
+from pipelines.atomic import begin_flush, remove_folder, written, written_folder
 from pipelines.dataset import file_entry, write_json
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import KeyWriter, bucket_slice, load_keys, merge_keys
@@ -69,6 +69,8 @@ def map_unit(job: Job, phase: int, unit: int) -> dict[str, Any]:
     Returns:
         The record of the unit: documents, keys, records by type, digests of the bytes read.
     """
+    if job.record(unit).exists():  # it has been written, and needs no documents any more
+        return json.loads(job.record(unit).read_text("utf-8"))
     folder = job.phase_folder(phase, unit)
     if folder.is_dir():
         return json.loads((folder / "record.json").read_text("utf-8"))
@@ -151,6 +153,9 @@ def write_unit(job: Job, unit: int) -> dict[str, Any]:
     record["files"] = [file_entry(job.out, path, rows[kind]) for kind, path in paths.items()]
     record["statistics"] = statistics.counts
     write_json(target, record)
+    if not job.is_indexed:  # here, so that workers share the work and the disk has room early
+        for phase in range(last):
+            remove_folder(job.phase_folder(phase, unit))
     return record
 
 

@@ -223,6 +223,31 @@ def test_verify_notices_other_bytes_of_the_same_size(tmp_path):
     assert "other bytes" in verified.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["bytes", "size"])
+def test_an_input_that_changes_while_its_run_is_killed_in_the_last_stage(change, tmp_path):
+    arguments = write_corpus(tmp_path / "in", sources=6, documents=400)
+    out, path = tmp_path / "out", tmp_path / "in" / "s0.jsonl"
+    curating = command(
+        "curate", f"{RECIPES}:small", *arguments, "--out", str(out), "--workers", "1"
+    )
+    process = subprocess.Popen(curating, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    while len(list((out / "data").glob("*.parquet"))) < 3:  # those units need no documents now
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "manifest.json").exists()
+    if change == "bytes":
+        path.write_bytes(path.read_bytes().replace(b"river", b"RIVER"))
+    else:
+        path.write_bytes(path.read_bytes() + b'{"text": "one more document"}\n')
+    again = curate("small", arguments, out, "--verify")
+    assert again.returncode == 0, again.stderr
+    assert curate("small", arguments, tmp_path / "fresh").returncode == 0
+    assert committed(out) == committed(tmp_path / "fresh")
+
+
 def tree_pss(process: psutil.Process) -> int:
     """Proportional set size of a process and all its descendants, read from outside."""
     total = 0
