@@ -15,6 +15,7 @@ from pipelines.atomic import sweep
 from pipelines.dataset import write_json
 from pipelines.progress import say
 from training_hook.checkpoint import checkpoints
+from training_hook.determinism import deterministic_algorithms
 from training_hook.evaluate import PartScore, total_score
 from training_hook.loop import Training, check_identity, environment, mixture_identity
 from training_hook.metrics import read_evaluations, read_metrics
@@ -33,7 +34,7 @@ def carry_out(
         if summary is not None:
             say(f"{run.name}: {out} is finished already")
         else:
-            with stop_on_signals() as stop:
+            with deterministic_algorithms(run.deterministic), stop_on_signals() as stop:
                 training = Training(run, plan, out, pick_device(device), start)
                 training.train(stop)
             summary = summarise(training)

@@ -8,6 +8,7 @@ multiple of hidden_size (Nemotron Nano 2 9B: 128 * 80 = 10,240 on a hidden size 
 from dataclasses import dataclass, fields
 
 LETTERS = {"M": "Mamba-2", "-": "MLP", "*": "attention"}
+POSITION_EMBEDDINGS = ("nope", "rope")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,12 @@ class HybridConfig:
     chunk_size: int = 128
     """Positions in a chunk of the scan: speed, not meaning. 64 is faster on a CPU."""
     max_position_embeddings: int = 8192
-    """Longest context promised to servers. The model has no position embedding."""
+    """Longest context promised to servers."""
+    position_embedding_type: str = "nope"
+    """Of attention: "nope" (none, as in every nemotron_h), or "rope" for a Transformer to compare
+    with, which is not exported."""
+    rope_theta: float = 10_000.0
+    """Base of the angles of "rope"."""
     tie_word_embeddings: bool = False
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
@@ -70,6 +76,7 @@ class HybridConfig:
                 )
         self._check_multiple("num_attention_heads", "num_key_value_heads")
         self._check_multiple("mamba_num_heads", "n_groups")
+        self._check_positions()
         if not 0 < self.time_step_min <= self.time_step_max:
             raise ValueError(
                 f"HybridConfig: time_step_min is {self.time_step_min} and time_step_max is "
@@ -82,6 +89,19 @@ class HybridConfig:
                 f"HybridConfig: {heads} is {getattr(self, heads)} and {groups} is "
                 f"{getattr(self, groups)}; the heads must divide into the groups"
             )
+
+    def _check_positions(self) -> None:
+        if self.position_embedding_type not in POSITION_EMBEDDINGS:
+            raise ValueError(
+                f"HybridConfig: position_embedding_type is {self.position_embedding_type!r}; "
+                f"wanted one of: {', '.join(POSITION_EMBEDDINGS)}"
+            )
+        if self.position_embedding_type == "rope" and self.head_dim % 2:
+            raise ValueError(
+                f"HybridConfig: head_dim is {self.head_dim}; rope wants an even number"
+            )
+        if not self.rope_theta > 0:
+            raise ValueError(f"HybridConfig: rope_theta is {self.rope_theta}; wanted above 0")
 
     @property
     def num_hidden_layers(self) -> int:

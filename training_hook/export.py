@@ -54,6 +54,8 @@ SERVING = {
     "residual_in_fp32": False,
     "use_cache": True,
 }
+# Not for a server: it would take them for positions that the architecture does not have.
+POSITIONS = ("position_embedding_type", "rope_theta")
 # Kept in FP32 in a BF16 folder: decays are exponentials of exponentials, and there are few.
 EXACT = ("A_log", "D", "dt_bias")
 
@@ -91,8 +93,14 @@ def export(
 
     Raises:
         ValueError: the tensors do not fit the configuration, a prompt is empty or out of the
-            vocabulary, or `out` holds something that is no export.
+            vocabulary, the model has position embeddings, or `out` holds something that is no
+            export.
     """
+    if config.position_embedding_type != "nope":
+        raise ValueError(
+            f"export: position_embedding_type is {config.position_embedding_type!r}; a nemotron_h "
+            "has none, so a server would compute another model. Train with 'nope'"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _is_export(out):
         raise ValueError(
             f"export: {out} holds something else; choose another folder or delete that one"
@@ -125,10 +133,11 @@ def export(
 
 def served_config(config: HybridConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Returns the contents of config.json."""
+    shape = {name: value for name, value in asdict(config).items() if name not in POSITIONS}
     return {
         **FIXED,
         **SERVING,
-        **asdict(config),
+        **shape,
         "num_hidden_layers": config.num_hidden_layers,
         "tie_word_embeddings": False,  # both tables are written: transformers 5.20 ties nothing
         "time_step_min": SERVED_TIME_STEP_MIN,

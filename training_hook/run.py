@@ -83,6 +83,9 @@ class PretrainRun:
     """Layers at the end whose products stay "plain"."""
     plain_step_share: float = 0.0
     """Share of the steps, the last ones, in which all products are "plain"."""
+    deterministic: bool = False
+    """Only deterministic algorithms: a GPU run that is killed and resumed then gives the same bits
+    as one that is not. On a CPU it does so anyway. See `determinism`."""
     backend: str = "eager"
     """"inductor" compiles each layer (for GPUs), "aot_eager" traces it as inductor would."""
     checkpoint_interval: int = 1_000

@@ -118,6 +118,14 @@ def test_export_config_has_what_servers_need(tmp_path):
     assert written["time_step_min"] == 1e-12
     assert written["mamba_ssm_cache_dtype"] == "float32"
     assert written["torch_dtype"] == "bfloat16"
+    assert not {"position_embedding_type", "rope_theta"} & written.keys()
+
+
+def test_export_model_with_positions_is_refused(tmp_path):
+    config = dataclasses.replace(BASE, position_embedding_type="rope")
+    with pytest.raises(ValueError, match="position_embedding_type is 'rope'; a nemotron_h has"):
+        export(fresh(config), config, None, tmp_path / "hf", [])
+    assert not (tmp_path / "hf").exists()
 
 
 def test_export_names_and_dtypes_in_a_bf16_folder(tmp_path):

@@ -383,6 +383,13 @@ def test_pretrain_that_passes_by_spikes_goes_on_with_the_same_numbers(corpus, tm
     assert_same_run(again, out)
 
 
+def test_pretrain_with_deterministic_algorithms_gives_the_same_numbers(corpus, tmp_path, unbroken):
+    out = tmp_path / "run"
+    assert pretrain(tiny_run(deterministic=True), corpus / "mixture", out)["status"] == "finished"
+    assert_same_run(out, unbroken)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_pretrain_in_bfloat16_keeps_master_weights_in_float32(corpus, tmp_path):
     run = tiny_run(precision="bfloat16").with_steps(3)
     summary = pretrain(run, corpus / "mixture", tmp_path / "run")

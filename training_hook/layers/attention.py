@@ -1,9 +1,10 @@
-"""Letter *: grouped-query attention, causal within a document, without position embedding.
+"""Letter *: grouped-query attention, causal within a document.
 
 The Mamba layers around it know the order of tokens, so attention needs no positions (Waleffe et al.
-2024, arXiv:2406.07887: equal quality with and without RoPE). Packed documents are kept apart by a
-mask, which on CUDA is FlexAttention's block mask: 2,048-token documents in 8k cost 1.5 ms forward
-and backward on an H100 against 3.8 ms for full causal attention.
+2024, arXiv:2406.07887: equal quality with and without RoPE). A Transformer to compare with has them
+by `position_embedding_type`. Packed documents are kept apart by a mask, which on CUDA is
+FlexAttention's block mask: 2,048-token documents in 8k cost 1.5 ms forward and backward on an H100
+against 3.8 ms for full causal attention.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from training_hook.config import HybridConfig
 from training_hook.documents import Documents
 from training_hook.linear import make_linear
+from training_hook.rotary import rotate
 
 # cuDNN reaches 505 TFLOP/s at 8k on an H100, torch's own first choice (FlashAttention 2) 288
 CUDA_BACKENDS = [
@@ -63,6 +65,9 @@ class Attention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, keys, values = (t.transpose(1, 2) for t in (query, keys, values))
+        if self.config.position_embedding_type == "rope":
+            first = 0 if state is None else state.keys.shape[2]
+            query, keys = (rotate(t, first, self.config.rope_theta) for t in (query, keys))
         mask = None if documents is None else documents.mask
         if state is not None:
             if state.keys.shape[2]:
