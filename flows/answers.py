@@ -1,6 +1,5 @@
 """How many held-out problems a model answers rightly: greedy answers, exact scores, an interval."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from synth.problems import Problem, take
 from synth.prompt_layout import ChatLayout, PlainLayout
 from training_hook.checkpoint import checkpoints, load_weights, read_checkpoint
 from training_hook.config import HybridConfig
+from training_hook.evaluation.share import share
 from training_hook.generate import generate
 from training_hook.model import HybridModel
 
@@ -65,8 +65,8 @@ def evaluate_answers(
             if place < EXAMPLES // len(FAMILIES):
                 row = {"family": name, "question": problem.question, "expected": problem.answer}
                 examples.append(row | {"text": text, "right": good})
-        families[name] = _share(right, len(problems))
-    total = _share(
+        families[name] = share(right, len(problems))
+    total = share(
         sum(f["right"] for f in families.values()), sum(f["asked"] for f in families.values())
     )
     return {"step": step, "chat": chat, **total, "families": families, "examples": examples}
@@ -94,20 +94,3 @@ def _prompt(vocabulary: Vocabulary, question: str, chat: bool) -> list[int]:
         else:
             ids.append(segment.token)
     return ids
-
-
-def _share(right: int, asked: int) -> dict[str, Any]:
-    """Returns a share with Wilson's score interval.
-
-    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
-    """
-    z = 1.959964
-    share = right / asked
-    middle = (share + z * z / (2 * asked)) / (1 + z * z / asked)
-    half = z / (1 + z * z / asked) * math.sqrt(share * (1 - share) / asked + (z / (2 * asked)) ** 2)
-    return {
-        "right": right,
-        "asked": asked,
-        "accuracy": share,
-        "interval": [middle - half, middle + half],
-    }

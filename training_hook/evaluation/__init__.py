@@ -1,0 +1,1 @@
+"""What a model can do: bits per byte, and tasks with exact answers."""
