@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mixtures.chat_template import END_OF_TURN_ID, render
+from mixtures.chat_template import render
 from mixtures.vocabulary import Vocabulary, load_vocabulary
 from synth.families import FAMILIES
 from synth.problems import Problem, take
@@ -76,7 +76,7 @@ def _answers(
     model: HybridModel, vocabulary: Vocabulary, problems: list[Problem], chat: bool
 ) -> list[tuple[str, str | None]]:
     """Returns text and final answer for each problem."""
-    stop = [vocabulary.eos_id, END_OF_TURN_ID]
+    stop = list(vocabulary.special_ids.stops)
     prompts = [_prompt(vocabulary, problem.question, chat) for problem in problems]
     layout = ChatLayout() if chat else PlainLayout()
     texts = [vocabulary.decode(ids) for ids in generate(model, prompts, MAX_TOKENS, stop)]

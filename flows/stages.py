@@ -227,23 +227,35 @@ def problem_documents(
     return {"documents": num_documents, "wrong_share": wrong_share, "bytes": path.stat().st_size}
 
 
+def import_tokenizer(folder: str, out: str, end_of_document: str = "") -> dict[str, Any]:
+    """Makes a vocabulary of a Hugging Face folder's tokenizer; returns its manifest."""
+    from mixtures.vocabulary_import import import_vocabulary
+
+    return import_vocabulary(folder, out, end_of_document)
+
+
 def pretrain(
-    run: str, mixture: str, out: str, tokenizer: str = "", device: str = ""
+    run: str, mixture: str, out: str, tokenizer: str = "", device: str = "", start: str = ""
 ) -> dict[str, Any]:
-    """Trains a run (`module:function`) on a mixture, or goes on with it; returns a summary."""
+    """Trains a run (`module:function`) on a mixture, or goes on with it; returns a summary.
+
+    `start` is a checkpoint, a training folder or a Hugging Face folder; without it weights are
+    drawn.
+    """
     # with idle threads spinning, a busy machine trains ten times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training_hook.pretrain import pretrain as train
 
     vocabulary = Path(tokenizer) if tokenizer else None
     chosen = load_function(run, "run")()
-    return train(chosen, Path(mixture), Path(out), vocabulary, device or None)
+    begin = Path(start) if start else None
+    return train(chosen, Path(mixture), Path(out), vocabulary, device or None, begin)
 
 
 def sft(
     run: str, mixture: str, start: str, out: str, tokenizer: str = "", device: str = ""
 ) -> dict[str, Any]:
-    """Fine-tunes a checkpoint (or a run's last one) on a mixture of conversations."""
+    """Fine-tunes a checkpoint, a run's last one or a Hugging Face folder on conversations."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training_hook.sft import sft as train
 
@@ -266,11 +278,25 @@ def export(training: str, tokenizer: str, out: str) -> dict[str, Any]:
             f"`gristmill pretrain` wrote"
         )
     step, path = max(found.items())
-    config = HybridConfig(**read_checkpoint(path)["run"]["model"])
+    manifest = read_checkpoint(path)
+    config = HybridConfig(**manifest["run"]["model"])
     vocabulary = load_vocabulary(tokenizer)
+    if vocabulary.fingerprint != manifest["mixture"]["vocabulary"]:
+        raise ValueError(
+            f"export: {path} was trained on the vocabulary {manifest['mixture']['vocabulary'][:12]}"
+            f", {tokenizer} is {vocabulary.fingerprint[:12]}. Give the folder of the vocabulary "
+            "that its mixture was tokenized with"
+        )
+    origin = {
+        "run": manifest["run"]["name"],
+        "run_fingerprint": manifest["run_fingerprint"],
+        "step": step,
+        "mixture": manifest["mixture"]["fingerprint"],
+    }
     prompts = [ids.tolist() for ids in vocabulary.encode_batch(PROBE_PROMPTS)]
     say(f"export: step {step} to {out}")
-    folder = write(load_weights(path), config, vocabulary, Path(out), prompts)
+    weights = load_weights(path)
+    folder = write(weights, config, vocabulary, Path(out), prompts, origin=origin)
     return {"step": step, "folder": str(folder)}
 
 

@@ -17,13 +17,14 @@ text that spells one is encoded as text.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mixtures.special_tokens import SPECIAL_TOKENS
+from mixtures.special_tokens import END_OF_TURN_ID, SPECIAL_TOKENS
 
 Message = Mapping[str, str | None]
 """role, content and, of an assistant, reasoning_content."""
 
-SYSTEM_ID, TURN_ID, END_OF_TURN_ID = 10, 11, 12
+SYSTEM_ID, TURN_ID = 10, 11
 THINK_ID, END_OF_THINKING_ID = (SPECIAL_TOKENS.index(t) for t in ("<think>", "</think>"))
+CHAT_IDS = (SYSTEM_ID, TURN_ID, END_OF_TURN_ID, THINK_ID, END_OF_THINKING_ID)
 FLAGS = {"/think": True, "/no_think": False}
 
 CHAT_TEMPLATE = """\
@@ -195,3 +196,19 @@ def _without_flags(text: str) -> str:
     if words := text.rsplit(maxsplit=1)[-1:]:
         text = text[: -len(words[0])].strip() if words[0] in FLAGS else text
     return text
+
+
+def check_chat_ids(special_tokens: Mapping[str, int], who: str) -> None:
+    """Checks that a vocabulary has the template's special tokens at their ids.
+
+    Raises:
+        ValueError: it has not, as an imported one may.
+    """
+    wanted = {SPECIAL_TOKENS[token]: token for token in CHAT_IDS}
+    other = {name: special_tokens.get(name) for name in wanted}
+    if other != wanted:
+        raise ValueError(
+            f"{who} has not the special tokens that conversations are written with: wanted "
+            f"{wanted}, got {other}. Tokenize texts with it, or conversations with a vocabulary of "
+            "gristmill tokenizer train"
+        )

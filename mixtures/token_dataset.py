@@ -31,7 +31,7 @@ from mixtures.artifact import (
     finished,
     read_manifest,
 )
-from mixtures.chat_template import CHAT_TEMPLATE
+from mixtures.chat_template import CHAT_TEMPLATE, check_chat_ids
 from mixtures.conversations import COLUMN, check_type
 from mixtures.layout import MANIFEST, MASK_FILE, SIDECAR_FILE, TOKENS_FILE
 from mixtures.masked import read_masked
@@ -92,6 +92,7 @@ def tokenize(
         "version": 1,
     }
     if messages:
+        check_chat_ids(loaded.manifest["special_tokens"], f"tokenize: {vocabulary}")
         request["chat_template"] = fingerprint(CHAT_TEMPLATE)
     if there := finished(out / MANIFEST, "token dataset", request):
         shutil.rmtree(out / WORK, ignore_errors=True)  # killed after the manifest, before this

@@ -20,29 +20,28 @@ from mixtures.artifact import read_manifest
 from mixtures.chat_template import CHAT_TEMPLATE
 from mixtures.sentencepiece_json import is_reserved
 from mixtures.sentencepiece_model import SCORE_GRID
-from mixtures.special_tokens import BOS_ID, EOS_ID, UNK_ID
+from mixtures.special_tokens import SpecialIds
+from mixtures.tokenizer_json import TOKENIZER
 
 MANIFEST = "vocabulary.json"
-TOKENIZER = "tokenizer.json"
 MODEL = "tokenizer.model"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 HF_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+IMPORTED = "imported"
+"""The kind of a vocabulary that `mixtures.vocabulary_import` made."""
 
 UINT16_SIZE = 1 << 16
 """Largest vocabulary whose ids are stored in two bytes."""
 
 PIECE_CHARACTERS = 1 << 18
 """Longer texts are encoded in pieces: a character takes 40 to 180 bytes while it is encoded."""
-# A space between two letters begins a word in every pre-tokenizer of ours, so no id changes there.
+# A space between two letters begins a word in every pre-tokenizer of ours, so no id changes there;
+# of an imported vocabulary it is found out (`mixtures.vocabulary_import.cuts_at_spaces`).
 _WORD_BORDER = re.compile(r"(?<=[A-Za-z]) (?=[A-Za-z])")
 
 
 class Vocabulary:
     """A loaded vocabulary. Use `load_vocabulary`."""
-
-    bos_id = BOS_ID
-    eos_id = EOS_ID
-    unk_id = UNK_ID
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -51,6 +50,12 @@ class Vocabulary:
         self.fingerprint: str = manifest["fingerprint"]
         self.tokenizer = Tokenizer.from_file(str(path / TOKENIZER))
         self.tokenizer.encode_special_tokens = True  # special tokens in a text are text
+        self.tokenizer.no_truncation()  # a released one may bring a length of its own
+        self.tokenizer.no_padding()
+        special = manifest.get("special_ids", {})
+        stops = {"stops": tuple(special["stops"])} if special else {}
+        self.special_ids = SpecialIds(**{**special, **stops})
+        self._cut = manifest.get("cut_at_spaces", True)
         self._model: SentencePieceProcessor | None = None
         self._run_characters = PIECE_CHARACTERS
         if (path / MODEL).exists():
@@ -59,13 +64,18 @@ class Vocabulary:
                 self._run_characters = _exact_characters(self._model)
 
     @property
+    def eos_id(self) -> int:
+        """The id that ends every document."""
+        return self.special_ids.eos
+
+    @property
     def dtype(self) -> np.dtype:
         """The type of stored ids: uint16 up to 65,536 ids, else int32 (Megatron has no uint32)."""
         return np.dtype(np.uint16 if self.size <= UINT16_SIZE else np.int32)
 
     @property
     def end_of_document(self) -> bytes:
-        """The stored form of the token that ends every document, `</s>`."""
+        """The stored form of the token that ends every document."""
         return np.array(self.eos_id, self.dtype).tobytes()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -79,6 +89,9 @@ class Vocabulary:
 
     def _pieces(self, text: str) -> Iterator[str]:
         """Yields the text in pieces that are encoded apart without changing an id."""
+        if not self._cut:
+            yield text
+            return
         for piece in _cut(text, PIECE_CHARACTERS):
             if self._model is None:
                 yield piece
@@ -111,8 +124,13 @@ class Vocabulary:
     def write_hf(self, out: str | Path) -> None:
         """Writes what transformers and vLLM load into a Hugging Face folder.
 
-        The chat template stands in a file of its own, as transformers 5 writes it.
+        The chat template stands in a file of its own, as transformers 5 writes it. An imported
+        vocabulary's files are those that it was made of.
         """
+        if self.manifest["kind"] == IMPORTED:
+            for entry in self.manifest["files"]:
+                shutil.copyfile(self.path / entry["path"], os.path.join(out, entry["path"]))
+            return
         for name in HF_FILES:
             shutil.copyfile(self.path / name, os.path.join(out, name))
         Path(out, CHAT_TEMPLATE_FILE).write_text(CHAT_TEMPLATE, "utf-8")

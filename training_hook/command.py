@@ -17,9 +17,12 @@ from training_hook.run import PretrainRun, load_run
 
 PATHS = {
     "mixture": "folder of a mixture",
-    "from": "checkpoint or run to start from",
+    "from": "checkpoint, training folder or Hugging Face folder to start from",
     "out": "folder of the run",
+    "tokenizer": "folder of the mixture's vocabulary, to be checked",
 }
+OPTIONAL = {"from": "start", "tokenizer": "vocabulary"}
+"""Paths that may be given to some verb, and the names of the arguments that they are."""
 
 
 def run_command(
@@ -36,7 +39,8 @@ def run_command(
     Args:
         verb: pretrain or sft.
         kind: of the runs that it takes.
-        train: called with the run, the paths in order, and `device` by name.
+        train: called with the run, the paths in order, and by name `device` and what is given of
+            OPTIONAL.
         paths: which of PATHS it needs.
         about: what it does, a sentence.
         example: arguments that run.
@@ -49,7 +53,8 @@ def run_command(
         epilog=f"example: {prog} {example}",
     )
     parser.add_argument("run", help=f"MODULE:FUNCTION that returns a {kind.__name__}")
-    for name in paths:
+    optional = [name for name in OPTIONAL if name not in paths]
+    for name in (*paths, *optional):
         parser.add_argument(f"--{name}", type=Path, help=PATHS[name])
     parser.add_argument("--steps", type=int, help="another length for the run, schedule included")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
@@ -70,7 +75,8 @@ def run_command(
         if options.dry_run:
             result = estimate(run, options.device)
         else:
-            result = train(run, *given, device=options.device)
+            more = {OPTIONAL[name]: getattr(options, name) for name in optional}
+            result = train(run, *given, device=options.device, **more)
     except (ValueError, OSError, FloatingPointError) as error:
         say(f"{verb}: failed: {error}")
         return 1

@@ -9,48 +9,39 @@ says, and a server that loads the folder can be checked against that without the
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixtures.special_tokens import BOS_ID, EOS_ID, PAD_ID
+from mixtures.special_tokens import SpecialIds
 from pipelines.atomic import written_folder
 from training_hook.config import HybridConfig
-from training_hook.model import HybridModel, tensor_shapes
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-END_OF_TURN_ID = 12  # <SPECIAL_12>
+from training_hook.import_hf import (
+    CONFIG,
+    EMBEDDINGS,
+    FIXED,
+    HEAD,
+    INDEX,
+    INITIAL_TIME_STEP_MIN,
+    ORIGIN,
+    WEIGHTS,
+    check_shapes,
+)
+from training_hook.model import HybridModel
 
 SERVED_TIME_STEP_MIN = 1e-12
-INITIAL_TIME_STEP_MIN = "initial_time_step_min"  # our key, read by no one else
 
-# What the architecture fixes, under the names that transformers and vLLM ask for.
-FIXED = {
-    "model_type": "nemotron_h",
-    "attention_bias": False,
-    "mamba_hidden_act": "silu",
-    "mamba_proj_bias": False,
-    "mlp_bias": False,
-    "mlp_hidden_act": "relu2",
-    "use_bias": False,
-    "use_conv_bias": True,
-}
 # What they expect to find besides; the forward pass does not depend on it.
 SERVING = {
     "architectures": ["NemotronHForCausalLM"],
     "attention_dropout": 0.0,
-    "bos_token_id": BOS_ID,
-    "eos_token_id": EOS_ID,
     "hidden_dropout": 0.0,
     "mamba_ssm_cache_dtype": "float32",
     "num_logits_to_keep": 1,
-    "pad_token_id": PAD_ID,
     "residual_in_fp32": False,
     "use_cache": True,
 }
@@ -62,6 +53,9 @@ EXACT = ("A_log", "D", "dt_bias")
 
 class HuggingFaceVocabulary(Protocol):
     """A vocabulary that can write the tokenizer files of a Hugging Face folder."""
+
+    fingerprint: str
+    special_ids: SpecialIds
 
     def write_hf(self, out: Path) -> None:
         """Writes tokenizer.json and what belongs to it."""
@@ -78,6 +72,7 @@ def export(
     probe_tokens: int = 16,
     dtype: torch.dtype = torch.float32,
     max_shard_bytes: int = 5_000_000_000,
+    origin: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a Hugging Face folder aside and renames it; an older export there is replaced.
 
@@ -88,8 +83,12 @@ def export(
         out: the folder.
         probe_prompts: token ids, one non-empty sequence a prompt, for probe.json.
         probe_tokens: greedy tokens to record after each prompt.
-        dtype: of the weights in the folder, except A_log, D and dt_bias.
+        dtype: of the weights in the folder, except A_log, D and dt_bias. BF16 rounds each to 8
+            bits, a relative error of up to 2^-8: what is loaded again differs from the checkpoint
+            by that much.
         max_shard_bytes: tensors are spread over files of at most this size, or of one tensor.
+        origin: of the weights, JSON-safe; gristmill.json holds it beside the vocabulary's
+            fingerprint, for a run that starts from the folder.
 
     Raises:
         ValueError: the tensors do not fit the configuration, a prompt is empty or out of the
@@ -111,33 +110,39 @@ def export(
                 f"export: a probe prompt is {list(prompt)}; wanted one or more ids below "
                 f"vocab_size {config.vocab_size}"
             )
+    special = SpecialIds() if vocabulary is None else vocabulary.special_ids
     given = weights.state_dict() if isinstance(weights, HybridModel) else weights
     tensors = _served(given, config, dtype)
     with written_folder(out) as folder:
         _write_weights(folder, tensors, max_shard_bytes)
-        _write_json(folder / "config.json", served_config(config, dtype))
+        _write_json(folder / CONFIG, served_config(config, dtype, special))
         _write_json(
             folder / "generation_config.json",
             {
-                "bos_token_id": BOS_ID,
-                "eos_token_id": [EOS_ID, END_OF_TURN_ID],
-                "pad_token_id": PAD_ID,
+                "bos_token_id": special.bos,
+                "eos_token_id": list(special.stops),
+                "pad_token_id": special.pad,
             },
         )
         if vocabulary is not None:
             vocabulary.write_hf(folder)
+            made_of = {"vocabulary": vocabulary.fingerprint, **(origin or {})}
+            _write_json(folder / ORIGIN, made_of)
         probes = _probes(tensors, config, probe_prompts, probe_tokens)
         _write_json(folder / "probe.json", {"dtype": _name(dtype), "probes": probes})
     return out
 
 
-def served_config(config: HybridConfig, dtype: torch.dtype) -> dict[str, Any]:
+def served_config(config: HybridConfig, dtype: torch.dtype, special: SpecialIds) -> dict[str, Any]:
     """Returns the contents of config.json."""
     shape = {name: value for name, value in asdict(config).items() if name not in POSITIONS}
     return {
         **FIXED,
         **SERVING,
         **shape,
+        "bos_token_id": special.bos,
+        "eos_token_id": special.eos,
+        "pad_token_id": special.pad,
         "num_hidden_layers": config.num_hidden_layers,
         "tie_word_embeddings": False,  # both tables are written: transformers 5.20 ties nothing
         "time_step_min": SERVED_TIME_STEP_MIN,
@@ -146,93 +151,21 @@ def served_config(config: HybridConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def import_hf(folder: Path) -> tuple[HybridConfig, dict[str, Tensor]]:
-    """Reads a folder of the nemotron_h family, from safetensors and JSON only.
-
-    Returns:
-        The shape (untied, see `served_config`) and the tensors by name, in the dtypes stored.
-
-    Raises:
-        ValueError: the folder is of another architecture, or tensors are missing, unknown or of
-            another shape.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"import_hf: {folder} has no config.json; is it a Hugging Face folder?")
-    written = json.loads((folder / "config.json").read_text())
-    config = _imported_config(written, folder)
-    if (folder / INDEX).is_file():
-        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    elif (folder / WEIGHTS).is_file():
-        names = [WEIGHTS]
-    else:
-        raise ValueError(
-            f"import_hf: {folder} has neither {WEIGHTS} nor {INDEX}; pickled weights are not "
-            f"read, convert them to safetensors"
-        )
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        with safe_open(folder / name, framework="pt") as file:
-            tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    _check_tensors(tensors, config, f"import_hf: {folder}")
-    return config, tensors
-
-
-def _imported_config(written: dict[str, Any], folder: Path) -> HybridConfig:
-    for key, wanted in FIXED.items():
-        if written.get(key, wanted) != wanted:
-            raise ValueError(
-                f"import_hf: {folder}/config.json has {key} {written[key]!r}; "
-                f"this model has {wanted!r} and no other"
-            )
-    if "hybrid_override_pattern" not in written:
-        raise ValueError(
-            f"import_hf: {folder}/config.json has no hybrid_override_pattern; transformers drops "
-            f"it on saving, take it from the folder that was loaded there"
-        )
-    known = {
-        field.name: written[field.name] for field in fields(HybridConfig) if field.name in written
-    }
-    known["time_step_min"] = written.get(INITIAL_TIME_STEP_MIN, HybridConfig.time_step_min)
-    try:
-        return HybridConfig(**known)
-    except TypeError as error:
-        raise ValueError(f"import_hf: {folder}/config.json is incomplete: {error}") from None
-
-
 def _served(
     given: Mapping[str, Tensor], config: HybridConfig, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Returns the tensors of the folder: checked, on the CPU, in their dtype, head included."""
     tensors = dict(given)
-    if config.tie_word_embeddings and "backbone.embeddings.weight" in tensors:
-        tensors["lm_head.weight"] = tensors["backbone.embeddings.weight"].clone()
-    _check_tensors(tensors, config, "export")
+    if config.tie_word_embeddings and EMBEDDINGS in tensors:
+        tensors[HEAD] = tensors[EMBEDDINGS].clone()
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_shapes(shapes, config, "export")
     return {
         name: tensor.detach()
         .to("cpu", torch.float32 if name.endswith(EXACT) else dtype)
         .contiguous()
         for name, tensor in tensors.items()
     }
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], config: HybridConfig, who: str) -> None:
-    wanted = tensor_shapes(config)
-    wanted["lm_head.weight"] = wanted["backbone.embeddings.weight"]
-    missing, unknown = (
-        sorted(wanted.keys() - tensors.keys()),
-        sorted(tensors.keys() - wanted.keys()),
-    )
-    if missing or unknown:
-        raise ValueError(
-            f"{who}: {len(missing)} tensors are missing (first: {missing[:3]}) and {len(unknown)} "
-            f"are unknown (first: {unknown[:3]}); the configuration is of another model"
-        )
-    for name, shape in wanted.items():
-        if tuple(tensors[name].shape) != shape:
-            raise ValueError(
-                f"{who}: {name} has shape {tuple(tensors[name].shape)}; "
-                f"the configuration wants {shape}"
-            )
 
 
 def _write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:
@@ -295,7 +228,7 @@ def _probes(
 
 
 def _is_export(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and (folder / "probe.json").is_file()
+    return (folder / CONFIG).is_file() and (folder / "probe.json").is_file()
 
 
 def _name(dtype: torch.dtype) -> str:

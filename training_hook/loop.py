@@ -23,7 +23,6 @@ from mixtures.stream import Stream
 from pipelines.progress import Bar, progress, say
 from training_hook.batches import HostBatch, Prefetch
 from training_hook.checkpoint import (
-    MODEL,
     checkpoints,
     load_tensors,
     prune_checkpoints,
@@ -37,6 +36,7 @@ from training_hook.metrics import MetricsWriter
 from training_hook.model import HybridModel, forward_flops
 from training_hook.optimizer import adamw, moments, set_learning_rate, set_steps
 from training_hook.run import PretrainRun, run_differences
+from training_hook.sft_run import SftRun
 from training_hook.start import Start
 from training_hook.step import StepResult, train_step
 from training_hook.stop import Stop, Stopped
@@ -60,7 +60,7 @@ def build_model(run: PretrainRun) -> HybridModel:
 class Training:
     """A run in progress: the model and optimizer on their device, at some step.
 
-    Its first weights are drawn (pretraining), or those of the checkpoint `start` (fine-tuning).
+    Its first weights are drawn, or those of `start`.
     """
 
     def __init__(
@@ -73,23 +73,27 @@ class Training:
     ) -> None:
         self.run, self.plan, self.out, self.device = run, plan, out, device
         self.start = start
-        self._verb = "pretrain" if start is None else "sft"
+        self._verb = "sft" if isinstance(run, SftRun) else "pretrain"
         self._folder = out / "checkpoints"
+        done = checkpoints(self._folder)
+        saved = None
+        if done:  # before anything is built: it may be cut off, or another run's
+            saved = read_checkpoint(done[max(done)])
+            check_identity(done[max(done)], saved, run, plan, start)
         self.generator = torch.Generator().manual_seed(run.seed)
         self.model = build_model(run)
-        done = checkpoints(self._folder)
         self.step = max(done, default=0)
         if not done and start is None:  # on the CPU: the same weights on every device
             self.model.reset_parameters(self.generator)
         elif not done and start is not None:
-            load_tensors(start.path, MODEL, dict(self.model.named_parameters()))
+            start.load_into(dict(self.model.named_parameters()))
         self.model.to(device)
         self.optimizer = adamw(self.model, run.betas, run.epsilon, run.weight_decay)
         self.guard = Guard(run.spike_factor, device)
         self.stream = Stream(plan.path, run.batch_size, rank=0, world_size=1, start=0)
         self._stream_state = self.stream.state_dict()
-        if done:
-            self._load(done[self.step])
+        if saved is not None:
+            self._load(done[self.step], saved)
         if run.backend != "eager":
             self.model.compile_layers(run.backend)
         self.metrics = MetricsWriter(out, self.step)  # forgets what was recorded after the step
@@ -281,10 +285,8 @@ class Training:
         prune_checkpoints(self._folder, self.run.keep_last, self.run.keep_every)
         self._start_interval()
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, manifest: dict[str, Any]) -> None:
         """Takes everything from a checkpoint of this run on this mixture."""
-        manifest = read_checkpoint(path)
-        check_identity(path, manifest, self.run, self.plan, self.start)
         for folder, into in self._tensors().items():
             load_tensors(path, folder, into)
         self.guard.load_state_dict(manifest["guard"])

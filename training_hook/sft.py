@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: a checkpoint and a mixture of conversations in, a chat model out.
+"""Supervised fine-tuning: a model and a mixture of conversations in, a chat model out.
 
 The loop, its folder and its guarantees are those of pretraining (training_hook.pretrain); what
 differs is where the weights come from and that only what the assistant writes is a target. The loss
@@ -31,8 +31,9 @@ def sft(
         run: what to train.
         mixture: folder of a mixture with conversations (`tokenize` with messages, then `mix`);
             parts of plain text may be among them, all of their tokens count.
-        start: folder of a checkpoint, or of a training run, whose last one is taken. It has to be
-            there when the run goes on, too: its weights are part of what the run is.
+        start: folder of a checkpoint, of a training run, whose last one is taken, or a Hugging Face
+            folder. It has to be there when the run goes on, too: its weights are part of what the
+            run is.
         out: folder of the run; one that holds this run is continued, another one's is refused.
         vocabulary: folder of the vocabulary, to prove that it is the mixture's; not needed.
         device: "cuda" or "cpu"; a GPU if there is one, where not given.
@@ -58,7 +59,7 @@ def sft(
             f"{run.name}: no part of {plan.path} holds conversations, so every token would be "
             "trained on. Tokenize a dataset with messages and mix that, or use pretrain"
         )
-    return carry_out(run, plan, out, device, read_start(start, run, plan))
+    return carry_out(run, plan, out, device, read_start(start, run, plan, vocabulary))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -40,6 +40,25 @@ def tokenizer_train(
         show_result(result, as_json, f"tokenizer: {out}")
 
 
+@tokenizer_app.command(
+    "import", epilog="Example: gristmill tokenizer import NVIDIA-Nemotron-Nano-9B-v2 --out tok"
+)
+def tokenizer_import(
+    folder: Annotated[str, typer.Argument(help="Hugging Face folder with a tokenizer.json.")],
+    out: Out,
+    end_of_document: Annotated[
+        str, typer.Option(help="Token that ends every document; the eos_token if not given.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Make a vocabulary of a released model's tokenizer, to continue its training."""
+    with errors():
+        result = stage("import_tokenizer", False)(
+            folder=folder, out=out, end_of_document=end_of_document
+        )
+        show_result(result, as_json, f"tokenizer: {out}")
+
+
 @app.command(epilog="Example: gristmill tokenize web --tokenizer tokenizer --out tokens")
 def tokenize(
     dataset: Annotated[str, typer.Argument(help="Folder of a dataset.")],
@@ -112,6 +131,12 @@ def pretrain(
     run: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
     mixture: Annotated[str, typer.Option(help="Folder of a mixture.")],
     out: Out,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", help="Checkpoint, training folder or Hugging Face folder to start from."
+        ),
+    ] = "",
     tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer, to be checked.")] = "",
     device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",
     as_json: Json = False,
@@ -120,7 +145,7 @@ def pretrain(
     """Train the hybrid on a mixture; the same command goes on where it stopped."""
     with errors():
         result = stage("pretrain", prefect)(
-            run=run, mixture=mixture, out=out, tokenizer=tokenizer, device=device
+            run=run, mixture=mixture, out=out, tokenizer=tokenizer, device=device, start=start
         )
         show_result(result, as_json, f"training: {out}")
 
@@ -144,7 +169,7 @@ def export(
 def sft(
     run: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
     mixture: Annotated[str, typer.Option(help="Folder of a mixture with conversations.")],
-    start: Annotated[str, typer.Option("--from", help="Checkpoint or training folder.")],
+    start: Annotated[str, typer.Option("--from", help="As pretrain's.")],
     out: Out,
     tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer, to be checked.")] = "",
     device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixtures import vocabulary as module
-from mixtures.special_tokens import SPECIAL_TOKENS
+from mixtures.special_tokens import SPECIAL_TOKENS, SpecialIds
 from mixtures.vocabulary import Vocabulary, load_vocabulary
 
 LANGUAGES = Path(__file__).parents[3] / "shared" / "data" / "languages" / "sentences.jsonl.gz"
@@ -95,7 +95,7 @@ def test_special_tokens_have_their_ids(vocabulary: Vocabulary) -> None:
     wanted |= {"<SPECIAL_12>": 12, "<think>": 24, "</think>": 25, "</TOOL_RESPONSE>": 31}
     for token, number in wanted.items():
         assert vocabulary.tokenizer.token_to_id(token) == number
-    assert (vocabulary.unk_id, vocabulary.bos_id, vocabulary.eos_id) == (0, 1, 2)
+    assert vocabulary.special_ids == SpecialIds(bos=1, eos=2, pad=0, stops=(2, 12))
 
 
 def test_vocabulary_size_is_what_was_asked_for(vocabulary: Vocabulary) -> None:

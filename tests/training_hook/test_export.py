@@ -8,8 +8,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, NemotronHForCausalLM
 
+from mixtures.special_tokens import SpecialIds
 from training_hook.config import HybridConfig
-from training_hook.export import export, import_hf
+from training_hook.export import export
+from training_hook.import_hf import import_hf
 from training_hook.model import HybridModel, tensor_shapes
 
 BASE = HybridConfig(
@@ -47,6 +49,9 @@ CONFIGS = {
 
 
 class Recorder:
+    fingerprint = "recorded"
+    special_ids = SpecialIds()
+
     def write_hf(self, out: Path) -> None:
         (Path(out) / "tokenizer.json").write_text("{}")
 
@@ -223,7 +228,7 @@ def test_export_writes_tokenizer_files_and_replaces_an_older_export(tmp_path):
 
 
 def test_export_failing_vocabulary_leaves_the_older_export(tmp_path):
-    class Broken:
+    class Broken(Recorder):
         def write_hf(self, out: Path) -> None:
             raise OSError("disk full")
 

@@ -7,105 +7,36 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mixtures.lineage import lineage, samples_of, seen
 from mixtures.masked import mask
-from mixtures.mixture import Mixture, Part, mix
 from mixtures.stream import Batch, Stream
-from mixtures.token_dataset import tokenize
 from mixtures.vocabulary_training import train_vocabulary
-from pipelines.dataset import file_entry, write_json
-from pipelines.document import document_ids as make_document_ids
+from tests.training_hook.small_corpus import LENGTH, VOCABULARY, make_corpus, tiny_run
 from training_hook.batches import Prefetch, document_ids, host_batch
 from training_hook.checkpoint import checkpoints, read_checkpoint
-from training_hook.config import HybridConfig
 from training_hook.guard import MOST_IN_A_ROW, Guard
 from training_hook.metrics import FOLDER, read_evaluations, read_metrics
 from training_hook.model import HybridModel
 from training_hook.optimizer import adamw, set_learning_rate
 from training_hook.pretrain import main, pretrain
-from training_hook.run import PretrainRun, load_run
+from training_hook.run import load_run
 from training_hook.step import train_step
-
-VOCABULARY = 512
-LENGTH = 48
-
-
-def tiny_run(**changes) -> PretrainRun:
-    given = {
-        "name": "tiny",
-        "model": HybridConfig(
-            hybrid_override_pattern="M-*-",
-            vocab_size=VOCABULARY,
-            hidden_size=24,
-            intermediate_size=48,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=12,
-            mamba_num_heads=2,
-            mamba_head_dim=12,
-            n_groups=1,
-            ssm_state_size=8,
-            chunk_size=16,
-        ),
-        "sequence_length": LENGTH,
-        "batch_size": 4,
-        "micro_batch_size": 2,
-        "total_tokens": 40 * 4 * LENGTH,
-        "peak_learning_rate": 1e-2,
-        "precision": "float32",
-        "checkpoint_interval": 10,
-        "evaluation_interval": 15,
-        "evaluation_tokens": 1_500,
-    }
-    return PretrainRun(**{**given, **changes})
-
-
-def write_dataset(path: Path, texts: list[str], source: str) -> Path:
-    (path / "data").mkdir(parents=True)
-    file = path / "data" / "00000.parquet"
-    keys = [str(row) for row in range(len(texts))]
-    ids = make_document_ids(source, ["00000"] * len(texts), keys)
-    pq.write_table(pa.table({"id": ids, "text": pa.array(texts)}), file)
-    entries = [file_entry(path, file, len(texts))]
-    write_json(path / "manifest.json", {"recipe": {"fingerprint": source}, "files": entries})
-    return path
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """A vocabulary and two mixtures of it, from the standard library's source and its comments."""
-    root = tmp_path_factory.mktemp("corpus")
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-d]*.py"))
-    texts = [file.read_text("utf-8") for file in files]
-    pieces = [text[i : i + 600] for text in texts for i in range(0, min(len(text), 6_000), 600)]
-    comments = [
-        "\n".join(line.strip() for line in text.splitlines() if line.strip().startswith("#"))
-        for text in texts
-    ]
-    code = write_dataset(root / "code", pieces, "code")
-    prose = write_dataset(root / "prose", [c for c in comments if len(c) > 40], "prose")
-    train_vocabulary([code, prose], root / "vocabulary", size=VOCABULARY, sample_bytes=100_000)
-    tokenize(code, root / "vocabulary", root / "code-tokens")
-    tokenize(prose, root / "vocabulary", root / "prose-tokens")
-    parts = (Part("code", 0.7), Part("prose", 0.3))
-    tokens = {"code": root / "code-tokens", "prose": root / "prose-tokens"}
-    mixture = Mixture("test", parts, LENGTH, holdout_share=0.2, max_documents=8)
-    mix(mixture, tokens, root / "mixture", seed=3)
-    mix(mixture, tokens, root / "other-mixture", seed=4)
-    return root
+    """A vocabulary and two mixtures of it."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -290,7 +290,7 @@ def test_sft_refuses_what_does_not_fit(corpus, unbroken, tmp_path):
         sft(chat_run(), corpus / "text-mixture", base, out)
     with pytest.raises(ValueError, match="base is a PretrainRun; wanted an SftRun"):
         sft(base_run(), chat, base, out)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="chat is an SftRun, which starts from a checkpoint"):
+    with pytest.raises(ValueError, match="chat is an SftRun, which trains on conversations"):
         pretrain(chat_run(), chat, out)
     wider = chat_run(model=replace(MODEL, hidden_size=48, num_key_value_heads=2))
     with pytest.raises(ValueError, match="hidden_size: 24 there, 48 here; num_key_value_heads: 1"):
