@@ -9,7 +9,7 @@ the device, with one shape for all batches, so that nothing is compiled again.
 import queue
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,30 @@ import torch
 from torch import Tensor
 
 from mixtures.stream import Batch, Stream
+from training_hook.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class HostBatch:
-    """A global batch in host memory, pinned where the device is a GPU."""
+    """A rank's rows of a global batch in host memory, pinned where the device is a GPU."""
 
-    tokens: Tensor  # int32, (batch, sequence_length + 1)
-    loss_mask: Tensor | None  # bool, (batch, sequence_length)
-    boundaries: Tensor  # int64, (batch, max_documents), padded with sequence_length + 1
-    row_targets: np.ndarray  # int64, (batch,): target tokens of each row
-    sample_indices: np.ndarray  # int64, (batch,)
+    tokens: Tensor  # int32, (rows, sequence_length + 1)
+    loss_mask: Tensor | None  # bool, (rows, sequence_length)
+    boundaries: Tensor  # int64, (rows, max_documents), padded with sequence_length + 1
+    row_targets: np.ndarray  # int64: target tokens of each row, after `of_all` of each of the batch
+    sample_indices: np.ndarray  # int64, likewise
     stream_state: dict[str, Any]  # what continues the stream after this batch
 
     @property
     def num_targets(self) -> int:
         """Target tokens of the batch."""
         return int(self.row_targets.sum())
+
+    def of_all(self, ranks: Ranks) -> "HostBatch":
+        """Returns the same rows with the targets and samples of the whole batch, in its order."""
+        mine = np.stack([self.row_targets, self.sample_indices])
+        row_targets, sample_indices = ranks.gather(mine).swapaxes(0, 1).reshape(2, -1)
+        return replace(self, row_targets=row_targets, sample_indices=sample_indices)
 
 
 def host_batch(batch: Batch, stream_state: dict[str, Any], pin: bool) -> HostBatch:

@@ -3,6 +3,7 @@
 Pretraining and fine-tuning share it; they differ in what they start from and what they refuse.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from pipelines.progress import say
 from training_hook.checkpoint import checkpoints
 from training_hook.determinism import deterministic_algorithms
 from training_hook.evaluate import PartScore, total_score
-from training_hook.loop import Training, check_identity, environment, mixture_identity
+from training_hook.identity import check_identity, environment, mixture_identity
+from training_hook.loop import Training
 from training_hook.metrics import read_evaluations, read_metrics
 from training_hook.model import num_parameters
+from training_hook.ranks import Ranks, join_ranks
 from training_hook.run import PretrainRun
 from training_hook.start import Start
 from training_hook.stop import stop_on_signals
@@ -28,20 +31,64 @@ from training_hook.stop import stop_on_signals
 def carry_out(
     run: PretrainRun, plan: Plan, out: Path, device: str | None, start: Start | None = None
 ) -> dict[str, Any]:
-    """Trains to the end, or until a signal; returns what `pretrain` or `sft` does."""
-    with exclusive(out):
-        summary = claim(out, run, plan, start)
-        if summary is not None:
-            say(f"{run.name}: {out} is finished already")
-        else:
-            with deterministic_algorithms(run.deterministic), stop_on_signals() as stop:
-                training = Training(run, plan, out, pick_device(device), start)
-                training.train(stop)
-            summary = summarise(training)
-            if summary["status"] == "finished":
-                write_json(out / "manifest.json", summary)
+    """Trains to the end, or until a signal; returns what `pretrain` or `sft` does.
+
+    Of several ranks the first one has the summary, the others its status alone.
+    """
+    with join_ranks(pick_device(device)) as (ranks, own_device):
+        check_ranks(run, ranks)
+        with exclusive(out) if ranks.is_first else nullcontext():
+            summary = _claim(out, run, plan, start, ranks)
+            if summary is not None:
+                say(f"{run.name}: {out} is finished already")
+            else:
+                with deterministic_algorithms(run.deterministic), stop_on_signals() as stop:
+                    training = Training(run, plan, out, own_device, start, ranks)
+                    training.train(stop)
+                summary = summarise(training) if ranks.is_first else {"status": training.status}
+                if ranks.is_first and summary["status"] == "finished":
+                    write_json(out / "manifest.json", summary)
+    if not ranks.is_first:
+        return summary
     name = summary["checkpoint"]  # below the folder, which may be moved
     return {**summary, "out": str(out), "checkpoint": name and str(out / name)}
+
+
+def check_ranks(run: PretrainRun, ranks: Ranks) -> None:
+    """Checks that every global batch is a number of micro batches for each rank.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for size in (*(size for _, size in run.batch_ramp), run.batch_size):
+        if size % (run.micro_batch_size * ranks.world_size):
+            raise ValueError(
+                f"{run.name}: batch_size {size} does not divide into micro batches of "
+                f"{run.micro_batch_size} for {ranks.world_size} ranks; wanted a multiple of "
+                f"{run.micro_batch_size * ranks.world_size}. Start another number of processes, "
+                "or choose another micro_batch_size"
+            )
+
+
+def _claim(
+    out: Path, run: PretrainRun, plan: Plan, start: Start | None, ranks: Ranks
+) -> dict[str, Any] | None:
+    """Does what `claim` does on the first rank; the others learn whether the run has ended.
+
+    Raises:
+        ValueError: the folder is another run's.
+    """
+    refusal, summary = None, None
+    if ranks.is_first:
+        try:
+            summary = claim(out, run, plan, start)
+        except ValueError as error:
+            refusal = error
+    if ranks.any(refusal is not None):
+        raise refusal or ValueError(f"{run.name}: the first rank refused {out}; it says why")
+    if ranks.any(summary is not None):
+        return summary or {"status": "finished"}
+    return None
 
 
 def check_fit(run: PretrainRun, plan: Plan, vocabulary: Path | None) -> None:
@@ -114,12 +161,11 @@ def summarise(training: Training) -> dict[str, Any]:
         evaluations[step] = [*scores, total_score(scores)]
     ends = {"before": evaluations.get(0), "after": evaluations.get(run.total_steps)}
     done = checkpoints(out / "checkpoints")
-    finished = training.step == run.total_steps and run.total_steps in evaluations
     learnt = steps.filter(~pc.field("skipped"))  # another step's loss may be no number
     seconds = pc.sum(steps["seconds"]).as_py() or 0.0
     tokens = run.batches.tokens(training.step)
     summary = {
-        "status": "finished" if finished else "stopped",
+        "status": training.status,
         "name": run.name,
         "step": training.step,
         "total_steps": run.total_steps,
@@ -135,7 +181,7 @@ def summarise(training: Training) -> dict[str, Any]:
         "checkpoint": done[max(done)].relative_to(out).as_posix() if done else None,
         "run": run.parameters(),
         "mixture": mixture_identity(training.plan),
-        "environment": environment(training.device),
+        "environment": environment(training.device, training.ranks.world_size),
     }
     if training.start is not None:
         summary["start"] = training.start.identity

@@ -3,14 +3,15 @@
 The tensors (FP32 master weights, exp_avg, exp_avg_sq) lie in a folder each, as safetensors under
 Hugging Face tensor names and shapes, in the layout of torch.distributed.checkpoint's Hugging Face
 storage: whole tensors, or shards with their offsets in the header. Either side reads what the other
-wrote, so ranks of a sharded run may write theirs into the same folders and load on any number of
-GPUs, and the file of a single process is what export and other tools open. It is written by
+wrote. Each rank of a sharded run writes a file with its rows into the same folders, and any number
+of ranks reads them; the file of a single process is what other tools open. They are written by
 safetensors itself: 0.33 s for 512 MB, where PyTorch's writer, which first serialises everything to
 a second copy in memory, takes 2 to 3 s and its import doubles the start of a program. Everything
 else is JSON, so loading executes no code: neither pickle nor torch.load is involved.
 
-A checkpoint is written under a temporary name, its manifest last, flushed to disk and renamed. A
-process killed anywhere before the rename leaves a folder that the next save removes. 16 bytes a
+A checkpoint is written under a temporary name, its manifest last, flushed to disk and renamed by
+the first rank, when all have written. A process killed anywhere before the rename leaves a folder
+that the next save removes. 16 bytes a
 parameter are in memory while training, 12 of them are saved: 12.6 GB for 1.05 billion parameters.
 """
 
@@ -18,7 +19,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.atomic import PREFIX, sweep, written_folder
+from pipelines.atomic import PREFIX, flush, sweep
+from training_hook.ranks import ALONE, Ranks
+from training_hook.rows import Rows, whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model"
-SHARD = "model-00001-of-00001.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
 OFFSETS = "DCP_SHARDING_INFO"
 """Header entry in which torch.distributed.checkpoint notes where a shard begins."""
@@ -58,27 +60,39 @@ def checkpoints(directory: Path) -> dict[int, Path]:
 def save_checkpoint(
     directory: Path,
     step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Mapping[str, Tensor | Rows]],
     state: Mapping[str, Any],
+    ranks: Ranks = ALONE,
 ) -> Path:
-    """Writes a checkpoint and returns its path.
+    """Writes a checkpoint and returns its path; every rank calls it with what it holds.
 
     Args:
-        directory: where the run's checkpoints lie; made if missing.
+        directory: where the run's checkpoints lie, for all ranks the same; made if missing.
         step: number of optimizer steps done.
-        tensors: folder name to {Hugging Face tensor name: tensor}.
-        state: everything else, as JSON-safe data; stored in the manifest.
+        tensors: folder name to {Hugging Face tensor name: tensor}; of several ranks each writes its
+            `Rows`, the first one also what is given as a whole.
+        state: everything else, as JSON-safe data; the first rank's is stored in the manifest.
+        ranks: whose checkpoint it is.
 
     Raises:
-        OSError: the disk is full or cannot be written; no checkpoint of this step is left behind.
+        OSError: the disk is full or cannot be written, for this rank or another; no checkpoint of
+            this step is left behind.
     """
-    sweep(directory)
     target = directory / checkpoint_name(step)
-    if target.exists():
-        _remove(target)
-    with written_folder(target) as aside:
+    aside = target.with_name(f"{PREFIX}{target.name}")
+
+    def begin() -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        sweep(directory)
+        if target.exists():
+            _remove(target)
+        aside.mkdir()
+
+    def write() -> None:
         for folder, named in tensors.items():
-            _write(aside / folder, named)
+            _write(aside / folder, named, ranks)
+
+    def commit() -> None:
         files = {
             path.relative_to(aside).as_posix(): path.stat().st_size
             for path in sorted(aside.rglob("*"))
@@ -86,6 +100,17 @@ def save_checkpoint(
         }
         manifest = {"format": FORMAT, "step": step, "files": files, **state}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for path in (aside / MANIFEST, *(aside / folder for folder in tensors), aside):
+            flush(path)
+        aside.replace(target)
+        flush(directory)
+
+    try:
+        for do, by_first_alone in ((begin, True), (write, False), (commit, True)):
+            _attempt(do if ranks.is_first or not by_first_alone else None, ranks)
+    finally:
+        if ranks.is_first:
+            shutil.rmtree(aside, ignore_errors=True)
     return target
 
 
@@ -113,16 +138,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_tensors(path: Path, folder: str, into: Mapping[str, Tensor]) -> None:
+def load_tensors(path: Path, folder: str, into: Mapping[str, Tensor | Rows]) -> None:
     """Copies the tensors of one folder of a checkpoint into tensors of the same names and shapes.
+
+    Of tensors that are given as `Rows` only those are read, however many ranks wrote them.
 
     Raises:
         ValueError: names, shapes or types differ (the message lists the first few), a file is no
             safetensors file, or shards do not make up a tensor.
     """
     shards = _shards(path / folder)
+    targets = {name: t if isinstance(t, Rows) else whole(t) for name, t in into.items()}
     stored = {name: (_full_shape(parts), parts[0].dtype) for name, parts in shards.items()}
-    wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in into.items()}
+    wanted = {name: (rows.shape, rows.local.dtype) for name, rows in targets.items()}
     if stored != wanted:
         raise ValueError(
             f"checkpoint: {path / folder} does not fit this model: "
@@ -130,9 +158,7 @@ def load_tensors(path: Path, folder: str, into: Mapping[str, Tensor]) -> None:
         )
     for name, parts in shards.items():
         for shard in parts:
-            where = tuple(slice(o, o + n) for o, n in zip(shard.offset, shard.shape, strict=True))
-            with safe_open(shard.file, framework="pt") as file:
-                into[name].detach()[where].copy_(file.get_tensor(name))
+            _copy(name, shard, targets[name])
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -194,15 +220,61 @@ def _full_shape(parts: Sequence[_Shard]) -> tuple[int, ...]:
     return tuple(max(axis) for axis in zip(*ends, strict=True))
 
 
-def _write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    folder.mkdir()
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def _copy(name: str, shard: _Shard, into: Rows) -> None:
+    """Copies what a shard has of some rows."""
+    if not shard.shape:
+        with safe_open(shard.file, framework="pt") as file:
+            into.local.copy_(file.get_tensor(name))
+        return
+    begin = max(shard.offset[0], into.first)
+    end = min(shard.offset[0] + shard.shape[0], into.first + len(into.local))
+    if begin >= end:
+        return
+    inner = (slice(o, o + n) for o, n in zip(shard.offset[1:], shard.shape[1:], strict=True))
+    with safe_open(shard.file, framework="pt") as file:
+        rows = file.get_slice(name)[begin - shard.offset[0] : end - shard.offset[0]]
+        into.local[slice(begin - into.first, end - into.first), *inner].copy_(rows)
+
+
+def _attempt(do: Callable[[], None] | None, ranks: Ranks) -> None:
+    """Does a part of a save on this rank, if there is one, and learns whether all ranks could.
+
+    Raises:
+        OSError: this rank or another could not.
+    """
+    failure = None
     try:
-        save_file(contiguous, folder / SHARD, metadata={"format": "pt"})
+        if do is not None:
+            do()
+    except OSError as error:
+        failure = error
+    if ranks.any(failure is not None):
+        raise failure or OSError(
+            "checkpoint: another rank could not write its part; its own message says why"
+        )
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor | Rows], ranks: Ranks) -> None:
+    """Writes what this rank has to write of one folder, down to the disk."""
+    mine = {name: t for name, t in tensors.items() if isinstance(t, Rows) or ranks.is_first}
+    rows = {name: t if isinstance(t, Rows) else whole(t) for name, t in mine.items()}
+    rows = {name: block for name, block in rows.items() if block.local.numel() or ranks.is_first}
+    if not rows:
+        return
+    folder.mkdir(exist_ok=True)
+    file = folder / f"model-{ranks.rank + 1:05}-of-{ranks.world_size:05}.safetensors"
+    metadata = {"format": "pt"}
+    if ranks.world_size > 1:
+        offsets = {name: {"saved_offsets": block.offsets} for name, block in rows.items()}
+        metadata |= {"DCP_VERSION": "1.0", OFFSETS: json.dumps(offsets)}
+    contiguous = {name: block.local.detach().contiguous() for name, block in rows.items()}
+    try:
+        save_file(contiguous, file, metadata=metadata)
     except SafetensorError as failure:  # its own type for a full disk, too
-        raise OSError(f"checkpoint: {folder / SHARD} could not be written: {failure}") from failure
+        raise OSError(f"checkpoint: {file} could not be written: {failure}") from failure
     # safetensors makes its files 0600; a checkpoint follows the umask like everything else
-    (folder / SHARD).chmod(folder.stat().st_mode & 0o666)
+    file.chmod(folder.stat().st_mode & 0o666)
+    flush(file)
 
 
 def _remove(path: Path) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.progress import human, say
+from pipelines.progress import console, human, say
 from training_hook.estimate import estimate
+from training_hook.ranks import is_first_rank
 from training_hook.run import PretrainRun, load_run
 
 PATHS = {
@@ -78,8 +79,11 @@ def run_command(
             more = {OPTIONAL[name]: getattr(options, name) for name in optional}
             result = train(run, *given, device=options.device, **more)
     except (ValueError, OSError, FloatingPointError) as error:
+        console.quiet = False  # whichever rank it is
         say(f"{verb}: failed: {error}")
         return 1
+    if not is_first_rank():
+        return 0
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:

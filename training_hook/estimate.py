@@ -1,5 +1,6 @@
 """What a run would take, before anything is spent: parameters, tokens, memory, time."""
 
+import math
 import time
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 
 from training_hook.carry_out import pick_device
 from training_hook.loop import build_model
-from training_hook.model import forward_flops, num_parameters
+from training_hook.model import forward_flops, num_parameters, tensor_shapes
 from training_hook.run import PretrainRun
 
 
@@ -30,10 +31,21 @@ def estimate(run: PretrainRun, device: str | None = None) -> dict[str, Any]:
         "flops_per_token": flops,
         "flops": flops * tokens,
         "state_bytes": 16 * parameters,
+        "checkpoint_host_bytes": checkpoint_host_bytes(run),
         "activation_bytes": activation_bytes(run),
         "matrix_flops_per_second": rate,
         "seconds_at_40_percent": flops * tokens / (0.4 * rate),
     }
+
+
+def checkpoint_host_bytes(run: PretrainRun) -> int:
+    """Returns what a checkpoint in flight takes of the host's memory at most, over all ranks.
+
+    Weights and two moments are copied there before they are written, into buffers that stay; CUDA's
+    allocator of pinned memory rounds each up to a power of two.
+    """
+    sizes = (4 * math.prod(shape) for shape in tensor_shapes(run.model).values())
+    return sum(3 * (1 << (size - 1).bit_length()) for size in sizes)
 
 
 def activation_bytes(run: PretrainRun) -> int:

@@ -27,6 +27,7 @@ from torch import Tensor
 from mixtures.holdout import HeldOut, held_out
 from mixtures.plan import Plan
 from training_hook.model import HybridModel
+from training_hook.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,11 @@ def evaluate(
     batch_size: int,
     end_of_document: int,
     advance: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> list[PartScore]:
     """Scores held-out documents by part, in the order in which the parts first appear.
+
+    Ranks take turns with the batches of a part and add up what they found.
 
     Args:
         model: on its device; its parameters are not changed.
@@ -174,7 +178,9 @@ def evaluate(
         sequence_length: longest piece that goes through the model at once.
         batch_size: rows that go through the model at once.
         end_of_document: id of the token that ends every document.
-        advance: called with the number of rows done, for progress; may raise to stop.
+        advance: called with the number of rows done, for progress; may raise to stop, on all
+            ranks at once.
+        ranks: who takes part.
 
     Raises:
         ValueError: there are no documents, or one is empty.
@@ -192,14 +198,18 @@ def evaluate(
         tokens, masks = [d.tokens for d in members], [d.mask for d in members]
         rows = pack(tokens, sequence_length, end_of_document, masks)
         nats, count = 0.0, 0
-        for start in range(0, len(rows.tokens), batch_size):
-            loss, scored = _score(model, rows, start, batch_size, device)
+        turn = batch_size * ranks.world_size
+        for start in range(0, len(rows.tokens), turn):
+            # a rank whose turn is past the last row scores padding: all gather weights together
+            mine = start + batch_size * ranks.rank
+            loss, scored = _score(model, rows, mine, batch_size, device)
             nats, count = nats + loss, count + scored
-            advance(min(batch_size, len(rows.tokens) - start))
+            advance(min(turn, len(rows.tokens) - start))
+        nats, count = ranks.gather(np.array([nats, count])).sum(0).tolist()
         if not math.isfinite(nats):
             raise FloatingPointError(f"evaluate: the likelihood of part {part!r} is {nats}")
         size = sum(document.size_bytes for document in members)
-        scores.append(PartScore(part, len(members), count, size, nats))
+        scores.append(PartScore(part, len(members), int(count), size, nats))
     return scores
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from training_hook.config import HybridConfig
 from training_hook.model import tensor_shapes
+from training_hook.rows import Rows
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -53,8 +54,8 @@ class StoredModel:
     dtypes: tuple[str, ...]
     """In which the tensors are stored, as safetensors writes them (BF16, F32), ascending."""
 
-    def load_into(self, parameters: Mapping[str, Tensor]) -> None:
-        """Copies tensors into parameters of the same names, cast to the parameters' dtype.
+    def load_into(self, parameters: Mapping[str, Rows]) -> None:
+        """Copies tensors into (rows of) parameters of the same names, cast to their dtype.
 
         One tensor at a time is in memory beside them. A head of the folder that `parameters` has
         not, because it is tied there, is left out.
@@ -63,7 +64,9 @@ class StoredModel:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (it is no dict)
                     if name in parameters:
-                        parameters[name].detach().copy_(opened.get_tensor(name))
+                        rows = parameters[name]
+                        stored = opened.get_slice(name)[rows.first : rows.first + len(rows.local)]
+                        rows.local.copy_(stored)
 
     def is_tied(self) -> bool:
         """Says whether head and embeddings are the same table, value for value."""

@@ -2,15 +2,12 @@
 
 The loop at each step is: evaluate if it is due, save if it is due, train. What has been done lies
 in the output folder, so the same command goes on where it stopped, and every number of the losses
-is the same as without the stop (on one device type, with one number of threads). The stream is read
-ahead by a thread, and each batch carries the stream's state after it, so a checkpoint knows what
-was trained on and not what was read.
+is the same as without the stop (on one device type, with one number of threads and of ranks). The
+stream is read ahead by a thread, and each batch carries the stream's state after it, so a
+checkpoint knows what was trained on and not what was read.
 """
 
 import base64
-import platform
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +18,28 @@ from torch import Tensor
 from mixtures.plan import Plan
 from mixtures.stream import Stream
 from pipelines.progress import Bar, progress, say
-from training_hook.batches import HostBatch, Prefetch
-from training_hook.checkpoint import (
-    checkpoints,
-    load_tensors,
-    prune_checkpoints,
-    read_checkpoint,
-    save_checkpoint,
-)
-from training_hook.device import energy_counter, peak_flops
+from training_hook.batches import Prefetch
+from training_hook.checkpoint import MODEL, checkpoints, load_tensors, read_checkpoint
+from training_hook.device import energy_counter
 from training_hook.evaluate import evaluate, held_out_documents, num_rows, total_score
-from training_hook.guard import MOST_IN_A_ROW, Guard
-from training_hook.metrics import MetricsWriter
-from training_hook.model import HybridModel, forward_flops
+from training_hook.guard import Guard
+from training_hook.identity import (
+    check_identity,
+    environment,
+    environment_changes,
+    mixture_identity,
+)
+from training_hook.model import HybridModel
 from training_hook.optimizer import adamw, moments, set_learning_rate, set_steps
-from training_hook.run import PretrainRun, run_differences
+from training_hook.ranks import ALONE, Ranks
+from training_hook.recorder import Recorder
+from training_hook.run import PretrainRun
+from training_hook.saver import Saver, Tensors
 from training_hook.sft_run import SftRun
+from training_hook.shards import Shards
 from training_hook.start import Start
-from training_hook.step import StepResult, train_step
+from training_hook.step import train_step
 from training_hook.stop import Stop, Stopped
-
-REPORT_INTERVAL = 10
-"""Steps between reads of the losses on a GPU, where each read waits for the device; 1 on a CPU."""
 
 
 def build_model(run: PretrainRun) -> HybridModel:
@@ -70,38 +67,46 @@ class Training:
         out: Path,
         device: torch.device,
         start: Start | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.run, self.plan, self.out, self.device = run, plan, out, device
-        self.start = start
+        self.start, self.ranks = start, ranks
         self._verb = "sft" if isinstance(run, SftRun) else "pretrain"
-        self._folder = out / "checkpoints"
-        done = checkpoints(self._folder)
+        folder = out / "checkpoints"
+        done = checkpoints(folder)
+        self.step = self._saved = int(ranks.gather(np.array(max(done, default=0)))[0])
         saved = None
-        if done:  # before anything is built: it may be cut off, or another run's
-            saved = read_checkpoint(done[max(done)])
-            check_identity(done[max(done)], saved, run, plan, start)
+        if self.step:  # before anything is built: it may be cut off, or another run's
+            saved = read_checkpoint(done[self.step])
+            check_identity(done[self.step], saved, run, plan, start)
         self.generator = torch.Generator().manual_seed(run.seed)
         self.model = build_model(run)
-        self.step = max(done, default=0)
-        if not done and start is None:  # on the CPU: the same weights on every device
+        if saved is None and start is None:  # on the CPU: the same weights on every device
             self.model.reset_parameters(self.generator)
-        elif not done and start is not None:
-            start.load_into(dict(self.model.named_parameters()))
-        self.model.to(device)
-        self.optimizer = adamw(self.model, run.betas, run.epsilon, run.weight_decay)
+        if ranks.world_size == 1:  # several ranks never have all of it on a device
+            self.model.to(device)
+        self.shards = Shards(self.model, ranks, device, run.reshard)
+        if saved is None and start is not None:
+            start.load_into(self.shards.rows(self.shards.named_parameters()))
+        self.optimizer = adamw(self.shards, run.betas, run.epsilon, run.weight_decay)
         self.guard = Guard(run.spike_factor, device)
-        self.stream = Stream(plan.path, run.batch_size, rank=0, world_size=1, start=0)
+        self.stream = Stream(plan.path, run.batch_size, ranks.rank, ranks.world_size, start=0)
         self._stream_state = self.stream.state_dict()
         if saved is not None:
             self._load(done[self.step], saved)
         if run.backend != "eager":
             self.model.compile_layers(run.backend)
-        self.metrics = MetricsWriter(out, self.step)  # forgets what was recorded after the step
-        self._pending: list[tuple[int, HostBatch, StepResult]] = []
-        self._skipped_in_a_row = 0
-        self._flops = 3 * forward_flops(run.model, run.sequence_length)
-        self._joules: Callable[[], float | None] = lambda: None
-        self._start_interval()
+        self.saver = Saver(folder, run, ranks, device)
+        self.optimizer.register_step_pre_hook(self.saver.before_update)
+        self.recorder = Recorder(
+            run, plan, out, self.step, device, ranks, self._verb, self.saver.last
+        )
+
+    @property
+    def status(self) -> str:
+        """Of a run: "finished" once the last step is done and evaluated, else "stopped"."""
+        last = self.step == self.run.total_steps
+        return "finished" if last and self.recorder.has_evaluation(self.step) else "stopped"
 
     def train(self, stop: Stop) -> None:
         """Trains to the last step or until a stop is requested; both leave a checkpoint."""
@@ -109,10 +114,11 @@ class Training:
         sizes = (self.run.batches.of(step) for step in steps)
         batches = Prefetch(self.stream, self.device.type == "cuda", sizes)
         try:
-            with energy_counter(self.device) as self._joules:
+            with energy_counter(self.device) as self.recorder.joules:
                 self._train(batches, stop)
         finally:
-            self.metrics.flush()
+            self.saver.settle()
+            self.recorder.flush()
             batches.close()
 
     def _train(self, batches: Prefetch, stop: Stop) -> None:
@@ -123,120 +129,41 @@ class Training:
                 self._loop(batches, stop, bar)
         except Stopped:
             self._save()
+        self.saver.wait()
 
     def _loop(self, batches: Prefetch, stop: Stop, bar: Bar) -> None:
         run, total = self.run, self.run.total_steps
         while True:
             last = self.step == total
             if last or self.step % run.evaluation_interval == 0:
-                self._report(bar)
+                self.recorder.report(bar)
                 self._evaluate(stop, bar)
             if last or (self.step and self.step % run.checkpoint_interval == 0):
-                self._report(bar)
+                self.recorder.report(bar)
                 self._save()
             if last:
                 return
-            if stop.requested:
-                self._report(bar)
+            if self.ranks.any(stop.requested):
+                self.recorder.report(bar)
                 raise Stopped
-            self.step += 1
-            set_learning_rate(self.optimizer, run.schedule.learning_rate(self.step))
-            self.model.set_low_precision(not run.is_plain(self.step))
-            batch = batches.next()
-            result = train_step(self.model, self.optimizer, self.guard, batch, run)
-            self._stream_state = batch.stream_state
-            self._pending.append((self.step, batch, result))
-            if len(self._pending) >= (1 if self.device.type == "cpu" else REPORT_INTERVAL):
-                self._report(bar)
+            self.saver.check()
+            self._train_step(batches)
+            if self.recorder.due:
+                self.recorder.report(bar)
 
-    def _report(self, bar: Bar) -> None:
-        """Waits for the device, checks the pending steps and records them."""
-        if not self._pending:
-            self._start_interval()
-            return
-        values = [torch.hstack(result) for _, _, result in self._pending]
-        read = torch.cat(values).cpu().numpy()  # waits for the device
-        rows = np.split(read, np.cumsum([len(value) for value in values])[:-1])
-        tokens = self.run.batches.tokens
-        before = tokens(self._pending[0][0] - 1)
-        measured = self._end_interval(len(self._pending), tokens(self.step) - before)
-        for (step, batch, _), row in zip(self._pending, rows, strict=True):
-            loss, norm, skipped = row[:3].tolist()
-            self.metrics.add(
-                {
-                    "step": step,
-                    "loss": loss,
-                    "learning_rate": self.run.schedule.learning_rate(step),
-                    "gradient_norm": norm,
-                    "skipped": bool(skipped),
-                    "tokens": tokens(step),
-                    "target_tokens": batch.num_targets,
-                    "first_sample": int(batch.sample_indices[0]),
-                    "samples": len(batch.sample_indices),
-                    "loss_by_part": self._loss_by_part(batch, row[3:]),
-                }
-                | measured
-            )
-            if skipped:
-                self._note_skipped(step, batch, loss, norm)
-            else:
-                self._skipped_in_a_row = 0
-        bar.advance(
-            tokens(self.step) - before,
-            note=f"step {self.step}/{self.run.total_steps}  loss {rows[-1][0]:.3f}",
-        )
-        self._pending = []
-        self._start_interval()
-
-    def _loss_by_part(self, batch: HostBatch, nats: np.ndarray) -> dict[str, float]:
-        parts, _, _ = self.plan.schedule.locate(batch.sample_indices)
-        sums = np.bincount(parts, nats, len(self.plan.parts))
-        targets = np.bincount(parts, batch.row_targets, len(self.plan.parts))
-        return {
-            part["name"]: float(total / count)
-            for part, total, count in zip(self.plan.parts, sums, targets, strict=True)
-            if count
-        }
-
-    def _start_interval(self) -> None:
-        self._clock, self._energy = time.monotonic(), self._joules()
-
-    def _end_interval(self, steps: int, tokens: int) -> dict[str, float | None]:
-        """Returns the columns of metrics that are means over a reporting interval."""
-        total = time.monotonic() - self._clock
-        joules, peak = self._joules(), peak_flops(self.device)
-        on_gpu = self.device.type == "cuda"
-        return {
-            "seconds": total / steps,
-            "tokens_per_second": tokens / total,
-            "mfu": peak and tokens * self._flops / (total * peak),
-            "joules": None if joules is None else (joules - (self._energy or 0)) / steps,
-            "memory_bytes": torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
-        }
-
-    def _note_skipped(self, step: int, batch: HostBatch, loss: float, norm: float) -> None:
-        self._skipped_in_a_row += 1
-        say(
-            f"{self._verb}: step {step} was not learnt from: loss {loss:.4g}, gradient norm "
-            f"{norm:.4g}; samples {batch.sample_indices.tolist()}"
-        )
-        if self._skipped_in_a_row == MOST_IN_A_ROW:
-            raise FloatingPointError(self._diverged(step, batch, loss, norm))
-
-    def _diverged(self, step: int, batch: HostBatch, loss: float, norm: float) -> str:
-        saved = checkpoints(self._folder)
-        good = saved[max(saved)] if saved else "none"
-        return (
-            f"{self._verb}: the last {MOST_IN_A_ROW} updates were left out, so the run does not "
-            f"come back by itself: step {step} has loss {loss} and gradient norm {norm}; its "
-            f"samples are {batch.sample_indices.tolist()}. Last checkpoint: {good}. Lower "
-            "peak_learning_rate, or raise spike_factor if these norms are right; metrics say at "
-            "which step it began. Remove checkpoints from there on before you go on"
-        )
+    def _train_step(self, batches: Prefetch) -> None:
+        run = self.run
+        self.step += 1
+        set_learning_rate(self.optimizer, run.schedule.learning_rate(self.step))
+        self.model.set_low_precision(not run.is_plain(self.step))
+        batch = batches.next().of_all(self.ranks)
+        result = train_step(self.model, self.optimizer, self.guard, batch, run, self.shards)
+        self._stream_state = batch.stream_state
+        self.recorder.add(self.step, batch, result)
 
     def _evaluate(self, stop: Stop, bar: Bar) -> None:
         """Scores the held-out documents, unless this step's scores are there already."""
-        if self.metrics.has_evaluation(self.step):
+        if self.recorder.has_evaluation(self.step):
             return
         documents = held_out_documents(self.plan.path, self.run.evaluation_tokens)
         total = num_rows(documents, self.run.sequence_length)
@@ -246,44 +173,47 @@ class Training:
             nonlocal done
             done += rows
             bar.advance(0, note=f"scoring held-out documents, {min(100 * done // total, 100)}%")
-            if stop.requested:
+            if self.ranks.any(stop.requested):
                 raise Stopped
 
-        scores = evaluate(
-            self.model,
-            documents,
-            self.run.sequence_length,
-            self.run.micro_batch_size,
-            self.plan.manifest["end_of_document"],
-            advance,
-        )
-        self.metrics.add_evaluation(self.step, [score.row() for score in scores])
+        with self.shards.gathered():
+            scores = evaluate(
+                self.model,
+                documents,
+                self.run.sequence_length,
+                self.run.micro_batch_size,
+                self.plan.manifest["end_of_document"],
+                advance,
+                self.ranks,
+            )
+        self.recorder.add_evaluation(self.step, [score.row() for score in scores])
         say(f"evaluate: step {self.step}: {total_score(scores).bits_per_byte:.4f} bits per byte")
-        self._start_interval()
+        self.recorder.start_interval()
 
     def _save(self) -> None:
-        """Leaves a checkpoint of this step; there is nothing to save before the first."""
-        if self.step == 0 or self.step in checkpoints(self._folder):
+        """Begins a checkpoint of this step; there is nothing to save before the first."""
+        if self.step == self._saved:
             return
-        self.metrics.close_part()
+        self.recorder.close_part()
         state = {
             "run": self.run.parameters(),
             "run_fingerprint": self.run.fingerprint(),
             "mixture": mixture_identity(self.plan),
             "stream": self._stream_state,
             "guard": self.guard.state_dict(),
+            # of the first rank: nothing draws after the weights' first values
             "random": {
                 "run": _encode(self.generator.get_state()),
                 "cpu": _encode(torch.get_rng_state()),
-                "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()],
+                "cuda": [_encode(s) for s in self._cuda_random_states()],
             },
-            "environment": environment(self.device),
+            "environment": environment(self.device, self.ranks.world_size),
         }
         if self.start is not None:
             state["start"] = self.start.identity
-        save_checkpoint(self._folder, self.step, self._tensors(), state)
-        prune_checkpoints(self._folder, self.run.keep_last, self.run.keep_every)
-        self._start_interval()
+        self.saver.save(self.step, self._tensors(), state)
+        self._saved = self.step
+        self.recorder.start_interval()
 
     def _load(self, path: Path, manifest: dict[str, Any]) -> None:
         """Takes everything from a checkpoint of this run on this mixture."""
@@ -295,60 +225,25 @@ class Training:
         self._stream_state = manifest["stream"]
         self.generator.set_state(_decode(manifest["random"]["run"]))
         torch.set_rng_state(_decode(manifest["random"]["cpu"]))
-        if len(manifest["random"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([_decode(s) for s in manifest["random"]["cuda"]])
-        there, here = manifest["environment"], environment(self.device)
-        changed = [
-            f"{k} {there.get(k)} then, {here[k]} now" for k in here if there.get(k) != here[k]
-        ]
+        if manifest["random"]["cuda"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(_decode(manifest["random"]["cuda"][0]), self.device)
+        here = environment(self.device, self.ranks.world_size)
+        changed = environment_changes(manifest["environment"], here)
         say(f"{self._verb}: going on from {path.name}")
         if changed:
             say(f"{self._verb}: losses will agree only up to rounding: {'; '.join(changed)}")
 
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        weights: dict[str, Tensor] = dict(self.model.named_parameters())
-        tensors = {"model": weights, **moments(self.model, self.optimizer)}
+    def _tensors(self) -> Tensors:
+        found = moments(self.shards, self.optimizer)
+        tensors: dict[str, Any] = {
+            MODEL: self.shards.rows(self.shards.named_parameters()),
+            **{name: self.shards.rows(tensors.items()) for name, tensors in found.items()},
+        }
         amaxes = {name: h.amaxes for name, h in self.model.amax_histories().items()}
         return tensors | ({"amaxes": amaxes} if amaxes else {})
 
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Returns what rounding depends on beside the run; only an equal one resumes bit for bit."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
-
-
-def mixture_identity(plan: Plan) -> dict[str, str]:
-    """Returns the fingerprints of a mixture and of its vocabulary."""
-    return {"fingerprint": plan.fingerprint, "vocabulary": plan.manifest["vocabulary"]}
-
-
-def check_identity(
-    where: Path, stored: dict[str, Any], run: PretrainRun, plan: Plan, start: Start | None
-) -> None:
-    """Checks that a folder or checkpoint is of this run, this mixture and this start.
-
-    Raises:
-        ValueError: it is not; the message names what differs.
-    """
-    differences = run_differences(stored["run"], run.parameters())
-    if differences:
-        raise ValueError(
-            f"{where} belongs to another run; {'; '.join(differences)}. "
-            "Choose another --out, or give the settings that it was started with"
-        )
-    here = mixture_identity(plan)
-    if stored["mixture"] != here:
-        raise ValueError(
-            f"{where} was trained on another mixture: {stored['mixture']} there, {here} here. "
-            "Choose another --out, or give that mixture"
-        )
-    started = None if start is None else start.identity
-    if stored.get("start") != started:
-        raise ValueError(
-            f"{where} was started from {stored.get('start') or 'fresh weights'}, here it is "
-            f"{started or 'fresh weights'}. Choose another --out, or give that start"
-        )
+    def _cuda_random_states(self) -> list[Tensor]:
+        return [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
 
 
 def _encode(state: Tensor) -> str:

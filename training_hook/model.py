@@ -288,7 +288,12 @@ class HybridModel(nn.Module):
         # its limit of graphs for a function
         torch._dynamo.config.recompile_limit = 8 * len(LAYERS)
         for layer in self.layers:
-            layer.compile(backend=backend, dynamic=False, fullgraph=True)
+            if layer._forward_pre_hooks:  # of FSDP: gathering is no part of the graph
+                layer.forward = torch.compile(
+                    layer.forward, backend=backend, dynamic=False, fullgraph=True
+                )
+            else:
+                layer.compile(backend=backend, dynamic=False, fullgraph=True)
 
 
 def linear_recipes(layers: int, recipe: str, plain_ends: tuple[int, int]) -> list[str]:

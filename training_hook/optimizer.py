@@ -8,10 +8,21 @@ The moments exist from the start, so a checkpoint has the same tensors at every 
 Hugging Face tensor names, so a resharded load needs no mapping of parameter groups to indices.
 """
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Named(Protocol):
+    """What has parameters: a module, or `Shards` of one."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Returns them by name."""
+        ...
 
 
 def decays(parameter: Tensor) -> bool:
@@ -20,7 +31,7 @@ def decays(parameter: Tensor) -> bool:
 
 
 def adamw(
-    model: nn.Module, betas: tuple[float, float], epsilon: float, weight_decay: float
+    model: Named, betas: tuple[float, float], epsilon: float, weight_decay: float
 ) -> torch.optim.AdamW:
     """Returns a fused AdamW with zero moments; the learning rate is set before each step.
 
@@ -54,7 +65,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
-def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+def moments(model: Named, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
     """Returns the optimizer's tensors themselves: {"exp_avg": {parameter name: tensor}, ...}."""
     return {
         moment: {name: optimizer.state[p][moment] for name, p in model.named_parameters()}

@@ -35,7 +35,13 @@ _COUNTS = (
     "evaluation_tokens",
 )
 # What may differ between a run and its continuation: no loss depends on it.
-_BESIDE_THE_POINT = ("checkpoint_interval", "keep_last", "keep_every", "evaluation_interval")
+_BESIDE_THE_POINT = (
+    "checkpoint_interval",
+    "keep_last",
+    "keep_every",
+    "evaluation_interval",
+    "reshard",
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,9 @@ class PretrainRun:
     """Steps between held-out evaluations; before the first and after the last step always."""
     evaluation_tokens: int = 1_000_000
     """Held-out tokens scored for each part at most, whole documents in the mixture's order."""
+    reshard: bool = False
+    """On several GPUs: gather weights by layer, as models that do not fit otherwise need it,
+    instead of once a step. See training_hook.shards."""
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -149,6 +158,11 @@ class PretrainRun:
             raise ValueError(
                 f"{self.name}: plain_step_share is {self.plain_step_share}; wanted 0 up to below 1 "
                 "(for 1, linear_recipe 'plain')"
+            )
+        if self.reshard and self.linear_recipe == "fp8_delayed":
+            raise ValueError(
+                f"{self.name}: fp8_delayed needs weights that stay for a step, reshard frees them; "
+                "take linear_recipe 'fp8_tensor', or reshard False"
             )
         multiple = MULTIPLES[self.linear_recipe]
         tokens = self.micro_batch_size * self.sequence_length

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mixtures.plan import Plan
 from mixtures.tokenizer_json import TOKENIZER, imported_fingerprint, tokenizer_identity
 from training_hook.checkpoint import MODEL, checkpoints, load_tensors, read_checkpoint
@@ -25,6 +23,7 @@ from training_hook.import_hf import (
     read_config,
     read_origin,
 )
+from training_hook.rows import Rows
 from training_hook.run import PretrainRun, run_fingerprint
 
 # Fields of a model's shape that its weights do not depend on.
@@ -49,8 +48,8 @@ class Start:
     stored: StoredModel | None = None
     """The Hugging Face folder, if it is one."""
 
-    def load_into(self, parameters: Mapping[str, Tensor]) -> None:
-        """Copies the weights into a model's FP32 parameters by their names."""
+    def load_into(self, parameters: Mapping[str, Rows]) -> None:
+        """Copies the weights into (rows of) a model's FP32 parameters by their names."""
         if self.stored is None:
             load_tensors(self.path, MODEL, parameters)
         else:

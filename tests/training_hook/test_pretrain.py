@@ -505,6 +505,7 @@ def test_published_run_loads_and_can_be_planned(name, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["tokens"] == run.total_steps * run.tokens_per_step >= run.total_tokens
     assert found["state_bytes"] == 16 * found["parameters"]
+    assert 12 <= found["checkpoint_host_bytes"] / found["parameters"] < 24
     assert found["activation_bytes"] > 0
     assert found["seconds_at_40_percent"] > 0
 
