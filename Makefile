@@ -12,7 +12,7 @@ test: setup check
 	@$(PY) -m pytest
 
 test-gpu:
-	@$(PY) -m pytest -m gpu
+	@$(PY) .ci/test_gpu.py
 
 explore: setup
 	@$(PY) -m pytest -m hypothesis --hypothesis-profile=explore
