@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,6 @@ VOCABULARY = 32_000
 TEXT_BYTES = 32_000_000
 READY_S, MEASURED_S, SAVING_S = 240.0, 150.0, 20.0
 """Limits of a row: until it is ready, from then on, and to write why it failed."""
-ROW_GIB = 44
-"""Memory of a row while it compiles and tries; peaks were 37 to 40 on an H200."""
-ALONE = ("nemotron_h",)
-"""Rows that take all of the memory there is, and compile when they measure."""
 
 
 class Child:
@@ -112,7 +109,8 @@ class Child:
             return {"row_s": seconds, **json.loads(self.record_file.read_text())}
         said = self.log.read_text().splitlines()[-30:]
         code = self.process.returncode
-        return {"row_s": seconds, "error": f"no record, exit code {code}:\n" + "\n".join(said)}
+        said.append(f"{self.row} left no record, exit code {code}; the lines above were its last")
+        return {"row_s": seconds, "error": "\n".join(said)}
 
 
 def caches(out: Path) -> dict[str, str]:
@@ -124,11 +122,11 @@ def caches(out: Path) -> dict[str, str]:
     }
 
 
-def groups(rows: Sequence[str], size: int) -> Iterator[list[str]]:
-    """Yields the rows that compile side by side, in order."""
+def groups(rows: Sequence[str], memory_gib: float) -> Iterator[list[str]]:
+    """Yields the rows that compile side by side in so much memory, in order."""
     group: list[str] = []
     for row in rows:
-        if group and (len(group) == size or row in ALONE or group[-1] in ALONE):
+        if group and sum(ROWS[name].gib for name in [*group, row]) > memory_gib:
             yield group
             group = []
         group.append(row)
@@ -136,12 +134,11 @@ def groups(rows: Sequence[str], size: int) -> Iterator[list[str]]:
         yield group
 
 
-def rows_at_once(device: torch.device) -> int:
-    """Returns how many rows the device's memory holds."""
+def memory_gib(device: torch.device) -> float:
+    """Returns the memory of a GPU; on a CPU, what lets one row run at a time."""
     if device.type != "cuda":
-        return 1
-    gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-    return max(1, int(gib // ROW_GIB))
+        return 0.0
+    return torch.cuda.get_device_properties(device).total_memory / 2**30
 
 
 class Results:
@@ -180,7 +177,8 @@ def run_group(group: list[str], options: argparse.Namespace, results: Results) -
         say(f"bench_gpu: measuring, after {time.perf_counter() - started:.0f} s")
         for child, ready in waited:
             if ready:
-                child.measure(READY_S if child.row in ALONE else MEASURED_S)
+                # what takes all memory could not compile before
+                child.measure(READY_S if isinf(ROWS[child.row].gib) else MEASURED_S)
             results.add(child.row, child.record())
     finally:
         for child in children:
@@ -220,6 +218,7 @@ def main() -> int:
     if not options.tiny and not torch.cuda.is_available():
         parser.error("no GPU here: give --tiny to try the script with tiny shapes")
     device = torch.device("cpu") if options.tiny else torch.device("cuda", 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and no row goes on alone
     options.out.mkdir(parents=True, exist_ok=True)
     if options.mixture is None:
         options.mixture = made(options.out / "text", mix_text) / f"mixture-{SEQUENCE_LENGTH}"
@@ -234,7 +233,7 @@ def main() -> int:
         "mixture": Plan(options.mixture).fingerprint,
     }
     results = Results(options.out / "bench_gpu.json", head)
-    for group in groups(results.missing(options.only), rows_at_once(device)):
+    for group in groups(results.missing(options.only), memory_gib(device)):
         run_group(group, options, results)
     print(table(results.content, ROWS))
     say(f"bench_gpu: written: {results.path}, {results.content['wall_s']:.0f} s in all")

@@ -1,7 +1,6 @@
-"""The row of the kernels: errors against float64 first, then times when nothing else runs."""
+"""The rows of the kernels: errors against float64, and times when nothing else runs."""
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,36 +12,28 @@ from benchmarks.fp8_gpu import free
 from benchmarks.fp8_products import compare_casts
 from benchmarks.kernel_cases import measure
 from benchmarks.kernel_errors import kernel_errors
-from pipelines.progress import say
 
 
-def prepare(device: torch.device, tiny: bool) -> Callable[[], dict[str, Any]]:
-    """Computes errors and compiles; returns what times the kernels and adds the errors."""
-    start = time.perf_counter()
+def prepare_errors(device: torch.device) -> Callable[[], dict[str, Any]]:
+    """Compares everything with float64; returns what gives the errors."""
+    record: dict[str, Any] = {
+        **kernel_errors(kernels_gpu.drawing(device)),
+        "layouts": fp8_layouts.layouts(device),
+        "casts": compare_casts(device),
+    }
+    wrong = [*record["too_large"], *record["layouts"]["missing"]]
+    if wrong:
+        record["error"] = f"kernels: not as they should be: {'; '.join(wrong)}"
+    return lambda: record
+
+
+def prepare_times(device: torch.device, tiny: bool) -> Callable[[], dict[str, Any]]:
+    """Compiles and tries the kernels; returns what times them."""
     if tiny:
         os.environ["TRITON_INTERPRET"] = "1"
-        errors = {"layouts": fp8_layouts.layouts(device)}
-    else:
-        errors = {
-            **kernel_errors(kernels_gpu.drawing(device)),
-            "layouts": fp8_layouts.layouts(device),
-            "casts": compare_casts(device),
-        }
-    say(f"kernels: errors in {time.perf_counter() - start:.1f} s")
     times = partial(kernel_times, device, tiny)
-    times()  # compiles
-    say(f"kernels: compiled and tried after {time.perf_counter() - start:.1f} s")
-
-    def timed() -> dict[str, Any]:
-        begin = time.perf_counter()
-        record = {"errors": errors, **times(), "timing_s": 0.0}
-        record["timing_s"] = round(time.perf_counter() - begin, 1)
-        wrong = [*errors.get("too_large", ()), *errors["layouts"]["missing"]]
-        if wrong and not tiny:
-            record["error"] = f"kernels: not as they should be: {'; '.join(wrong)}"
-        return record
-
-    return timed
+    times()
+    return times
 
 
 def kernel_times(device: torch.device, tiny: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ for its own; ends, head and embeddings stay BF16, and each layer is compiled as 
 weights cannot be held over the micro batches of a step: its layers make them at each call.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,12 @@ def converted_model(
         device: where.
         recipe: torchao's name of one.
         peers: folder that has torchao.
-        emulate: multiply in FP32, for devices without FP8 (tensorwise only).
+        emulate: multiply in FP32, for devices without FP8.
     """
     open_folder(peers, "torchao")
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    settings = Float8LinearConfig.from_recipe_name(recipe)
-    if emulate:
-        settings = Float8LinearConfig(emulate=True)
+    settings = replace(Float8LinearConfig.from_recipe_name(recipe), emulate=emulate)
     model = drawn_model(run, device)
     ends = run.plain_first_layers, run.plain_last_layers
     recipes = linear_recipes(run.model.num_hidden_layers, "fp8_tensor", ends)

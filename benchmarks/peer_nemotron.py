@@ -98,6 +98,11 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Says whether an allocation failed, PyTorch's or one of a library's own."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
 def timed(run: PretrainRun, mixture: Path, device: torch.device, make_model: Any) -> dict[str, Any]:
     """Builds, warms and times a model."""
     training = OneDocument(run, mixture, device, make_model)
@@ -118,7 +123,9 @@ def measure(run: PretrainRun, mixture: Path, device: torch.device, tiny: bool) -
         shape = shape_of(run, length, micro_batches)
         try:
             theirs = timed(shape, mixture, device, Nemotron)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             record["tried"][length] = str(error).partition(". ")[0]
             say(f"{run.name}: {length} tokens do not fit")
             continue

@@ -34,6 +34,23 @@ def lines_of(
     return lines
 
 
+def kernel_times(record: dict[str, Any]) -> list[str]:
+    """Returns a line for each kernel that was timed."""
+    lines = []
+    for kernel in ("convolution", "norm"):
+        for name, case in record.get(kernel, {}).items():
+            times = {way: case[way]["forward_and_backward_us"] for way in ("kernel", "compiled")}
+            lines.append(
+                f"{kernel}, {name}: forward and backward {times['kernel']} us, "
+                f"plain PyTorch compiled {times['compiled']} us"
+            )
+    for name, layer in record.get("scan", {}).items():
+        measured = layer.get("kernels", layer)  # plain PyTorch has nothing beside
+        spent = [measured[key]["sum"] for key in ("forward_us", "forward_and_backward_us")]
+        lines.append(f"scan, {name}: {spent[0]} us forward, {spent[1]} us with backward")
+    return lines
+
+
 def failures(content: dict[str, Any]) -> list[str]:
     """Returns a line for each row that failed."""
     return [
@@ -72,11 +89,12 @@ def table(content: dict[str, Any], rows: Mapping[str, Any]) -> str:
         ).rstrip()
         for line in cells
     ]
-    errors = content["rows"].get("kernels", {}).get("errors", {}).get("worst", {})
+    errors = content["rows"].get("errors", {}).get("worst", {})
     text += [
         f"{kernel}: error against float64 {found['forward']:.5f} forward, "
         f"{found['gradients']:.5f} gradients"
         for kernel, found in errors.items()
     ]
+    text += kernel_times(content["rows"].get("kernels", {}))
     head = f"{content['device']}, commit {content['commit']}"
     return "\n".join([head, *text, *failures(content), *kinds(content)])

@@ -44,7 +44,15 @@ def test_table_says_shares_of_ours_misses_failures_and_milliseconds():
         "device": "some GPU",
         "commit": "abc",
         "rows": {
-            "kernels": {"errors": {"worst": {"scan": {"forward": 0.0031, "gradients": 0.0047}}}},
+            "errors": {"worst": {"scan": {"forward": 0.0031, "gradients": 0.0047}}},
+            "kernels": {
+                "norm": {
+                    "16 x 8": {
+                        "kernel": {"forward_and_backward_us": 10.5},
+                        "compiled": {"forward_and_backward_us": 21.0},
+                    }
+                }
+            },
             "bf16": {"micro_batches": {"8": profiled, "1": measured(80_000)}},
             "fp8_tensor": {"micro_batches": {"8": measured(104_000)}},
             "torchao_row": {"error": "Traceback\n  some line\nValueError: no such recipe"},
@@ -60,14 +68,22 @@ def test_table_says_shares_of_ours_misses_failures_and_milliseconds():
     assert torchao.split()[-1] == "failed"
     assert "0.025" in nemotron
     assert "scan: error against float64 0.00310 forward, 0.00470 gradients" in lines
+    assert "norm, 16 x 8: forward and backward 10.5 us, plain PyTorch compiled 21.0 us" in lines
     assert "torchao_row failed: ValueError: no such recipe" in lines
     assert lines[-1] == "bf16, 8 micro batches, 1440 ms a step: matrix products 900"
 
 
-def test_rows_that_need_all_memory_are_alone():
-    rows = ["a", "b", "c", "d", "nemotron_h", "e"]
-    assert list(groups(rows, 3)) == [["a", "b", "c"], ["d"], ["nemotron_h"], ["e"]]
-    assert list(groups(ROWS, 3))[-1] == ["nemotron_h"]
+def test_rows_side_by_side_fit_in_memory_and_none_is_left_out():
+    for memory in (0.0, 79.2, 139.8):
+        found = list(groups(list(ROWS), memory))
+        assert [row for group in found for row in group] == list(ROWS)
+        for group in found:
+            assert len(group) == 1 or sum(ROWS[row].gib for row in group) <= memory
+        assert found[-1] == ["nemotron_h"]
+    assert found[:2] == [
+        ["errors", "kernels", "bf16", "fp8_tensor"],
+        ["mamba_ssm", "transformer_bf16", "transformer_fp8"],
+    ]
 
 
 def test_results_go_on_with_the_same_code_and_repeat_failures(tmp_path):
