@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.training_steps import TimedTraining, drawn_model, fresh_model
+from mixtures.special_tokens import SpecialIds
 from pipelines.progress import say
 from training_hook.batches import HostBatch
 from training_hook.device import energy_counter
@@ -38,7 +39,7 @@ class Nemotron(nn.Module):
 
         self.precision = getattr(torch, run.precision)
         ours = drawn_model(run, device)
-        settings = {**served_config(run.model, torch.float32), "use_cache": False}
+        settings = {**served_config(run.model, torch.float32, SpecialIds()), "use_cache": False}
         for name in ("architectures", "model_type", "num_hidden_layers", "torch_dtype"):
             settings.pop(name, None)
         with device:

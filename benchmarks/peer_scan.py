@@ -92,45 +92,26 @@ def put_in(gated_norm: bool) -> None:
         norm.gated_norm = peer_norm
 
 
-def packed(
-    xbc: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    groups: int,
-    state_size: int,
-    chunk_size: int,
-    document_ids: Tensor | None = None,
-    initial_state: Tensor | None = None,
-) -> tuple[Tensor, None]:
-    """Scans as `ssd_packed` by mamba-ssm's kernels; there is no final state.
+def packed(xbc: Tensor, dt: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, *others: Any) -> Any:
+    """Scans as `ssd_packed`, positional arguments alone, by mamba-ssm's kernels.
+
+    Returns:
+        y, and no final state.
 
     Raises:
         ValueError: an initial state is given.
     """
+    *sizes, document_ids, initial_state = others
     if initial_state is not None:
         raise ValueError("peer_scan: training only, without an initial state")
-    sizes = (groups, state_size, chunk_size)
     return scan(xbc, dt.contiguous(), A, D, dt_bias, document_ids, *sizes), None
 
 
-def plain(
-    xbc: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    groups: int,
-    state_size: int,
-    chunk_size: int,
-    document_ids: Tensor | None = None,
-    initial_state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Scans as `ssd_packed` in PyTorch on any device."""
+def plain(xbc: Tensor, dt: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, *others: Any) -> Any:
+    """Scans as `ssd_packed`, positional arguments alone, in PyTorch on any device."""
+    groups, state_size, *given = others
     x, B, C = _split(xbc, dt.shape[-1], groups, state_size)
-    given = document_ids, initial_state
-    y, final = ssd(x, dt, A, B, C, D, dt_bias, chunk_size, *given)
+    y, final = ssd(x, dt, A, B, C, D, dt_bias, *given)
     return y.flatten(-2), final
 
 
