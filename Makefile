@@ -1,6 +1,6 @@
 # Two commands do everything: `make run` (sets up and runs the main job) and `make test`.
 PY := .venv/bin/python
-.PHONY: setup run test test-gpu explore check bench clean
+.PHONY: setup run test test-gpu explore check bench bench-gpu clean
 
 setup:
 	@.ci/setup
@@ -12,7 +12,7 @@ test: setup check
 	@$(PY) -m pytest
 
 test-gpu:
-	@$(PY) -m pytest -m gpu
+	@$(PY) .ci/test_gpu.py
 
 explore: setup
 	@$(PY) -m pytest -m hypothesis --hypothesis-profile=explore
@@ -28,6 +28,9 @@ bench: setup
 	@$(PY) -m benchmarks.filters
 	@$(PY) -m benchmarks.extraction
 	@$(PY) -m benchmarks.stream
+
+bench-gpu:
+	@$(PY) -m benchmarks.bench_gpu $(OPTIONS)
 
 clean:
 	@rm -rf runs .pytest_cache .ruff_cache .hypothesis

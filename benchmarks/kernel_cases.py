@@ -21,6 +21,10 @@ _FLUSHED_BYTES = 256 * 2**20  # an H200 has 50 MB of L2
 _WAITED_CYCLES = 6_000_000  # 3 ms
 
 
+Draw = Callable[..., Tensor]
+"""Draws normal numbers of a shape, BF16 on a GPU."""
+
+
 class Case(NamedTuple):
     """A kernel and its plain form on the same inputs."""
 

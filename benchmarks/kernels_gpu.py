@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.fp8_gpu import Report, free
-from benchmarks.kernel_cases import Case, Choice, measure, sweep
+from benchmarks.kernel_cases import Case, Choice, Draw, measure, sweep
 from benchmarks.training_steps import find_commit, versions
 from pipelines.progress import say
 from training_hook.convolution import plain_convolution
@@ -33,8 +33,6 @@ from training_hook.device import device_name
 from training_hook.kernels.convolution_operators import convolve
 from training_hook.kernels.norm_operators import gated_norm
 from training_hook.norm import plain_gated_norm
-
-Draw = Callable[..., Tensor]
 
 
 class Section(NamedTuple):

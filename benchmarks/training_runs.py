@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from flows.runs import hybrid_1b, hybrid_150m
+from training_hook.model import num_parameters
 from training_hook.run import PretrainRun
 
 
@@ -72,4 +73,32 @@ def tiny() -> PretrainRun:
         plain_last_layers=1,
         precision="float32",
         backend="aot_eager",
+    )
+
+
+def transformer_of(run: PretrainRun) -> PretrainRun:
+    """Returns a run of attention and MLP alone, of the same width and about as many parameters.
+
+    For the 1.05 B hybrid that is 17 of each, 1.053 B.
+    """
+    size = num_parameters(run.model)
+    sizes = {
+        pairs: abs(num_parameters(replace(run.model, hybrid_override_pattern=pairs * "*-")) - size)
+        for pairs in range(3, 2 * run.model.num_hidden_layers)
+    }
+    pattern = min(sizes, key=sizes.__getitem__) * "*-"
+    return replace(run, model=replace(run.model, hybrid_override_pattern=pattern))
+
+
+def tiny_1b() -> PretrainRun:
+    """A run as `short_1b` of a size that a CPU traces in seconds."""
+    return replace(
+        tiny(),
+        name="tiny_1b",
+        model=replace(tiny().model, vocab_size=65_536),
+        sequence_length=64,
+        batch_size=2,
+        micro_batch_size=2,
+        total_tokens=1000 * 2 * 64,
+        linear_recipe="plain",
     )
