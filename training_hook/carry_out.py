@@ -18,30 +18,59 @@ from training_hook.checkpoint import checkpoints
 from training_hook.determinism import deterministic_algorithms
 from training_hook.evaluate import PartScore, total_score
 from training_hook.loop import Training, check_identity, environment, mixture_identity
+from training_hook.memory import GIB, check_memory, count_memory, free_memory
 from training_hook.metrics import read_evaluations, read_metrics
 from training_hook.model import num_parameters
 from training_hook.run import PretrainRun
 from training_hook.start import Start
-from training_hook.stop import stop_on_signals
+from training_hook.stop import Stop, stop_on_signals
 
 
 def carry_out(
     run: PretrainRun, plan: Plan, out: Path, device: str | None, start: Start | None = None
 ) -> dict[str, Any]:
-    """Trains to the end, or until a signal; returns what `pretrain` or `sft` does."""
+    """Trains to the end, or until a signal; returns what `pretrain` or `sft` does.
+
+    Raises:
+        ValueError: the folder is another run's, or the run does not fit into the GPU's memory.
+        torch.OutOfMemoryError: it did not, after all; the last checkpoint is whole.
+    """
+    where = pick_device(device)
     with exclusive(out):
+        if where.type == "cuda" and not (out / "manifest.json").exists():
+            check_memory(run, free_memory(where))  # before the folder is this run's
         summary = claim(out, run, plan, start)
         if summary is not None:
             say(f"{run.name}: {out} is finished already")
         else:
             with deterministic_algorithms(run.deterministic), stop_on_signals() as stop:
-                training = Training(run, plan, out, pick_device(device), start)
-                training.train(stop)
+                training = train(run, plan, out, where, start, stop)
             summary = summarise(training)
             if summary["status"] == "finished":
                 write_json(out / "manifest.json", summary)
     name = summary["checkpoint"]  # below the folder, which may be moved
     return {**summary, "out": str(out), "checkpoint": name and str(out / name)}
+
+
+def train(
+    run: PretrainRun, plan: Plan, out: Path, device: torch.device, start: Start | None, stop: Stop
+) -> Training:
+    """Trains to the end or until a stop is requested.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU's memory ran out; the message says what to change.
+    """
+    try:
+        training = Training(run, plan, out, device, start)
+        training.train(stop)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{run.name}: the GPU's memory ran out: {error} About "
+            f"{count_memory(run).estimate / GIB:.1f} GiB were expected. Take a smaller "
+            f"micro_batch_size than {run.micro_batch_size} and another --out, or end what else "
+            "runs on this GPU and give the same command again; the last checkpoint is whole"
+        ) from error
+    return training
 
 
 def check_fit(run: PretrainRun, plan: Plan, vocabulary: Path | None) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipelines.progress import human, say
 from training_hook.estimate import estimate
 from training_hook.run import PretrainRun, load_run
@@ -77,7 +79,7 @@ def run_command(
         else:
             more = {OPTIONAL[name]: getattr(options, name) for name in optional}
             result = train(run, *given, device=options.device, **more)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
         say(f"{verb}: failed: {error}")
         return 1
     if options.json:
