@@ -294,7 +294,7 @@ def export(training: str, tokenizer: str, out: str) -> dict[str, Any]:
         "run_fingerprint": manifest["run_fingerprint"],
         "step": step,
         "mixture": manifest["mixture"]["fingerprint"],
-    }
+    } | ({"start": manifest["start"]} if "start" in manifest else {})
     prompts = [ids.tolist() for ids in vocabulary.encode_batch(PROBE_PROMPTS)]
     say(f"export: step {step} to {out}")
     weights = load_weights(path)

@@ -18,6 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,11 +27,12 @@ from flows.curves import curve_plot
 from flows.live_report import HOST, Handler, LiveReport, open_server
 from flows.report import write_report
 from flows.runs.hybrid_20m import run as training_run
+from flows.training_report import loss_lines
 from mixtures.artifact import exclusive, is_held
 from pipelines.dataset import write_json
 from tests.training_hook.small_corpus import make_corpus, tiny_run
 from training_hook.evaluate import PartScore
-from training_hook.metrics import MetricsWriter
+from training_hook.metrics import STEPS, MetricsWriter
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 ROOT = Path(__file__).parents[2]
@@ -277,6 +279,31 @@ def test_live_report_of_a_real_run_shows_its_steps(tmp_path: Path) -> None:
     server.send_signal(signal.SIGINT)
     assert server.wait() == 0
     server.stdout.close()
+
+
+rows = st.lists(
+    st.none() | st.dictionaries(st.sampled_from("abc"), st.floats(-9, 9), max_size=3), max_size=9
+)
+
+
+@given(rows, rows.filter(bool), st.integers(0, 5))
+def test_losses_by_part_are_those_of_the_rows(
+    first: list[dict[str, float] | None], second: list[dict[str, float] | None], start: int
+) -> None:
+    tables = [
+        pa.Table.from_pylist([{"step": 1, "loss_by_part": row} for row in part], STEPS)
+        for part in (first, second)
+    ]
+    steps = pa.concat_tables(tables).slice(start)
+    kept = [row or {} for row in (*first, *second)][start:]
+    if not kept:
+        return
+    lines = loss_lines(steps, np.arange(float(len(kept))))
+    parts = {name for row in kept for name in row}
+    assert lines.keys() - {"all parts"} == (parts if len(parts) > 1 else set())
+    for name in parts & lines.keys():
+        wanted = [row.get(name, math.nan) for row in kept]
+        assert np.array_equal(lines[name][1], wanted, equal_nan=True)
 
 
 lines = st.dictionaries(
