@@ -7,7 +7,7 @@ from 0 (left) to 100, y from 0 (top) to 100.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ TINY = 1e-290
 SMALLEST_UNIT = 1e-15
 """Of a logarithmic axis, as a share of its end."""
 BINS = 50
-LINE_POINTS = 400
 LOG_FROM_RATIO = 30.0
 """A signal whose largest values are this many medians gets a logarithmic axis."""
 TICK_DISTANCE = 11.0
@@ -306,33 +305,6 @@ def funnel(
         row |= {"dropped": dropped, "dropped_bytes": dropped_bytes, "start": start}
         rows.append(row | {"documents": documents, "bytes": size})
     return rows
-
-
-def line_plot(x: np.ndarray, y: np.ndarray, label: str) -> dict[str, Any]:
-    """Returns a curve: means of up to LINE_POINTS equal stretches and the range within each."""
-    groups = np.array_split(np.arange(len(x)), min(len(x), LINE_POINTS))
-    means = np.array([[x[g].mean(), y[g].mean(), y[g].min(), y[g].max()] for g in groups])
-    low, high = float(means[:, 2].min()), float(means[:, 3].max())
-    margin = 0.06 * (high - low) or abs(high) or 1.0
-    vertical = Axis(0.0 if 0 <= low < 0.15 * high else low - margin, high + margin)
-    horizontal = Axis(float(x[0]), float(max(x[-1], x[0] + 1)))
-    across = horizontal.place(means[:, 0])
-    centre, lower, upper = (100 - vertical.place(means[:, column]) for column in (1, 2, 3))
-    band = [*zip(across, upper, strict=True), *zip(across[::-1], lower[::-1], strict=True)]
-    return {
-        "label": label,
-        "line": points(zip(across, centre, strict=True)),
-        "band": points(band),
-        "x_ticks": horizontal.ticks(),
-        "y_ticks": [Tick(100 - tick.place, tick.label) for tick in vertical.ticks(18.0)],
-        "first": float(y[0]),
-        "last": float(y[-1]),
-    }
-
-
-def points(pairs: Iterable[tuple[float, float]]) -> str:
-    """Returns pairs as the points of an SVG polyline."""
-    return " ".join(f"{x:.4g},{y:.4g}" for x, y in pairs)
 
 
 def round_step(width: float) -> float:

@@ -1,13 +1,13 @@
-"""The report: one self-contained HTML page about a dataset, or about a whole run of the flywheel.
+"""The report: one self-contained HTML page about a dataset, a training run or the whole flywheel.
 
 The page has no script, loads nothing and holds no time and no path of its own, so the same folder
-gives the same bytes wherever it lies. Each part of it is made by a function of its own
-(dataset_report, training_report, loop_report).
+gives the same bytes wherever it lies; a page that follows a run is live_report's. Each part of it
+is made by a function of its own (dataset_report, training_report, loop_report).
 """
 
 import json
 import os
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import jinja2
 from flows.charts import duration, excerpt, parameters, precise, share, short
 from flows.dataset_report import dataset_page
 from flows.loop_report import PAGES
-from flows.training_report import training_page
+from flows.training_report import RUN, training_page
 from pipelines.atomic import written
 from pipelines.dataset import MANIFEST, WORK, Dataset
 from pipelines.progress import human
@@ -34,11 +34,11 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     """Writes the page and returns its path.
 
     Args:
-        folder: a dataset, or a run folder of the flywheel with any of its stages.
+        folder: a dataset, a training run, or a run folder of the flywheel with any of its stages.
         out: the page; without it `report.html` in the folder.
 
     Raises:
-        ValueError: the folder is neither.
+        ValueError: the folder is none of them.
     """
     folder = Path(folder)
     out = Path(out) if out is not None else folder / PAGE
@@ -48,7 +48,9 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
         name: Path(os.path.relpath(path.resolve(), here)).as_posix()
         for name, path in places.items()
     }
-    page: dict[str, Any] = dict.fromkeys(PROOFS) | {"wheel": wheel, "where": where}
+    page = _empty_page() | {"wheel": wheel, "where": where}
+    if places.get("training") == folder:
+        page["where"] = {}  # there is nothing but the folder of the page itself
     if "dataset" in places:
         page["dataset"] = dataset_page(Dataset(places["dataset"]), where["dataset"])
     if "mixture" in places:
@@ -59,16 +61,43 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     for name, (_, make) in PAGES.items():
         if name in places:
             page[name] = make(places[name])
-    text = _templates().get_template("report.html.j2").render(page)
+    page["title"] = _title(page)
     with written(out) as temporary:
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(render("report.html.j2", page), "utf-8")
     return out
+
+
+def training_report(folder: Path) -> dict[str, Any]:
+    """Returns what the templates need for the page of a training run alone."""
+    page = _empty_page() | {"training": training_page(folder), "where": {}}
+    return page | {"title": _title(page)}
+
+
+def render(template: str, page: dict[str, Any]) -> str:
+    """Returns a template filled with a page."""
+    return _templates().get_template(template).render(page)
+
+
+def _empty_page() -> dict[str, Any]:
+    return dict.fromkeys((*PROOFS, "wheel", "live"))
+
+
+def _title(page: dict[str, Any]) -> str:
+    if page["wheel"]:
+        return page["wheel"]["recipe"]
+    if page["dataset"]:
+        return page["dataset"]["manifest"]["recipe"]["name"]
+    if page["mixture"]:
+        return page["mixture"]["name"]
+    return page["training"]["about"]["run"]["name"] if page["training"] else ""
 
 
 def _places(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Path]]:
     """Returns what wheel.json says, if there is one, and the folders of what is there."""
     if (folder / MANIFEST).is_file() and (folder / "ledger").is_dir():
         return None, {"dataset": folder}
+    if (folder / RUN).is_file():
+        return None, {"training": folder}
     wheel, folders = None, {name: name for name in PROOFS}
     if (folder / WHEEL).is_file():
         wheel = json.loads((folder / WHEEL).read_text("utf-8"))
@@ -83,9 +112,9 @@ def _places(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Path]]:
     if not places:
         begun = ", only an unfinished run: run the same command again to finish it"
         raise ValueError(
-            f"{folder} holds no finished dataset or stage of the flywheel"
+            f"{folder} holds no finished dataset, training run or stage of the flywheel"
             + (begun if (folder / WORK).is_dir() else "")
-            + ". Give the --out folder of curate or flywheel."
+            + ". Give the --out folder of curate, pretrain or flywheel."
         )
     return wheel, places
 
@@ -94,6 +123,7 @@ def _is_there(folder: Path, name: str, path: str) -> bool:
     return (folder / path / PROOFS.get(name, "")).exists()
 
 
+@cache
 def _templates() -> jinja2.Environment:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -6,6 +6,8 @@ Imports of a stage stand inside it: each needs other heavy libraries, and a verb
 import importlib
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +294,7 @@ def export(training: str, tokenizer: str, out: str) -> dict[str, Any]:
         "run_fingerprint": manifest["run_fingerprint"],
         "step": step,
         "mixture": manifest["mixture"]["fingerprint"],
-    }
+    } | ({"start": manifest["start"]} if "start" in manifest else {})
     prompts = [ids.tolist() for ids in vocabulary.encode_batch(PROBE_PROMPTS)]
     say(f"export: step {step} to {out}")
     weights = load_weights(path)
@@ -367,3 +369,16 @@ def report(folder: str) -> dict[str, Any]:
     from flows.report import write_report
 
     return {"report": str(write_report(folder))}
+
+
+def live_report(folder: str, port: int = 0, ready: Callable[[str], None] = say) -> None:
+    """Serves the report of a training run, which follows it, until it is interrupted.
+
+    `ready` is called with the address.
+    """
+    from flows.live_report import open_server
+
+    with open_server(folder, port) as server:
+        ready(f"http://{server.server_address[0]}:{server.server_address[1]}/")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

@@ -94,7 +94,7 @@ def exclusive(out: Path) -> Iterator[None]:
         ValueError: another process is writing the same folder.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = out.with_name(f".{out.name}.lock")
+    lock = _lock_of(out)
     with lock.open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,6 +104,29 @@ def exclusive(out: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def is_held(out: Path) -> bool:
+    """Says whether a process of this machine holds the right to write `out`, without taking it.
+
+    It is what the kernel lists: to try the lock would keep out a process that is just starting.
+    """
+    try:
+        inode = _lock_of(out).stat().st_ino
+    except FileNotFoundError:
+        return False
+    held = [line.split() for line in Path("/proc/locks").read_text("ascii").splitlines()]
+    # "1: FLOCK ADVISORY WRITE process major:minor:inode start end"; "->" before those that wait
+    return any(
+        fields[1] == "FLOCK" and int(fields[5].rpartition(":")[2]) == inode
+        for fields in held
+        if "->" not in fields
+    )
+
+
+def _lock_of(out: Path) -> Path:
+    out = out.resolve()
+    return out.with_name(f".{out.name}.lock")
 
 
 @contextmanager

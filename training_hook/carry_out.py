@@ -20,12 +20,13 @@ from training_hook.determinism import deterministic_algorithms
 from training_hook.evaluate import PartScore, total_score
 from training_hook.identity import check_identity, environment, mixture_identity
 from training_hook.loop import Training
+from training_hook.memory import GIB, check_memory, count_memory, free_memory
 from training_hook.metrics import read_evaluations, read_metrics
 from training_hook.model import num_parameters
 from training_hook.ranks import Ranks, join_ranks
 from training_hook.run import PretrainRun
 from training_hook.start import Start
-from training_hook.stop import stop_on_signals
+from training_hook.stop import Stop, stop_on_signals
 
 
 def carry_out(
@@ -34,17 +35,23 @@ def carry_out(
     """Trains to the end, or until a signal; returns what `pretrain` or `sft` does.
 
     Of several ranks the first one has the summary, the others its status alone.
+
+    Raises:
+        ValueError: the folder is another run's, or the run does not fit into the GPU's memory.
+        torch.OutOfMemoryError: it did not, after all; the last checkpoint is whole.
     """
     with join_ranks(pick_device(device)) as (ranks, own_device):
         check_ranks(run, ranks)
         with exclusive(out) if ranks.is_first else nullcontext():
+            if own_device.type == "cuda" and not (out / "manifest.json").exists():
+                # before the folder is this run's
+                check_memory(run, free_memory(own_device), ranks.world_size)
             summary = _claim(out, run, plan, start, ranks)
             if summary is not None:
                 say(f"{run.name}: {out} is finished already")
             else:
                 with deterministic_algorithms(run.deterministic), stop_on_signals() as stop:
-                    training = Training(run, plan, out, own_device, start, ranks)
-                    training.train(stop)
+                    training = train(run, plan, out, own_device, start, ranks, stop)
                 summary = summarise(training) if ranks.is_first else {"status": training.status}
                 if ranks.is_first and summary["status"] == "finished":
                     write_json(out / "manifest.json", summary)
@@ -89,6 +96,33 @@ def _claim(
     if ranks.any(summary is not None):
         return summary or {"status": "finished"}
     return None
+
+
+def train(
+    run: PretrainRun,
+    plan: Plan,
+    out: Path,
+    device: torch.device,
+    start: Start | None,
+    ranks: Ranks,
+    stop: Stop,
+) -> Training:
+    """Trains to the end or until a stop is requested.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU's memory ran out; the message says what to change.
+    """
+    try:
+        training = Training(run, plan, out, device, start, ranks)
+        training.train(stop)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{run.name}: the GPU's memory ran out: {error} About "
+            f"{count_memory(run, ranks.world_size).estimate / GIB:.1f} GiB were expected. Take a "
+            f"smaller micro_batch_size than {run.micro_batch_size} and another --out, or end what "
+            "else runs on this GPU and give the same command again; the last checkpoint is whole"
+        ) from error
+    return training
 
 
 def check_fit(run: PretrainRun, plan: Plan, vocabulary: Path | None) -> None:

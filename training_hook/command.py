@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipelines.progress import console, human, say
 from training_hook.estimate import estimate
 from training_hook.ranks import is_first_rank
@@ -78,7 +80,7 @@ def run_command(
         else:
             more = {OPTIONAL[name]: getattr(options, name) for name in optional}
             result = train(run, *given, device=options.device, **more)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
         console.quiet = False  # whichever rank it is
         say(f"{verb}: failed: {error}")
         return 1

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from training_hook.carry_out import pick_device
-from training_hook.loop import build_model
+from training_hook.memory import count_memory
 from training_hook.model import forward_flops, num_parameters, tensor_shapes
 from training_hook.run import PretrainRun
 
@@ -16,23 +16,26 @@ def estimate(run: PretrainRun, device: str | None = None) -> dict[str, Any]:
     """Returns what a run would take, without training: sizes by counting, time by one product.
 
     `seconds_at_40_percent` supposes that training reaches 40% of the rate at which this machine
-    multiplies two matrices in the run's precision: 0.39 was measured for 1B on an H100.
+    multiplies two matrices in the run's precision: 0.39 was measured for 1B on an H100. Memory is
+    that of compiled layers on one GPU, see `training_hook.memory`.
     """
     flops = 3 * forward_flops(run.model, run.sequence_length)
     tokens = run.batches.tokens(run.total_steps)
     rate = matrix_rate(pick_device(device), getattr(torch, run.precision))
-    parameters = num_parameters(run.model)
+    memory = count_memory(run)
     return {
         "name": run.name,
-        "parameters": parameters,
+        "parameters": num_parameters(run.model),
         "tokens": tokens,
         "steps": run.total_steps,
         "tokens_per_step": run.tokens_per_step,
         "flops_per_token": flops,
         "flops": flops * tokens,
-        "state_bytes": 16 * parameters,
+        "state_bytes": memory.state,
         "checkpoint_host_bytes": checkpoint_host_bytes(run),
-        "activation_bytes": activation_bytes(run),
+        "cast_bytes": memory.casts,
+        "activation_bytes": memory.activations,
+        "gpu_memory_bytes": memory.estimate,
         "matrix_flops_per_second": rate,
         "seconds_at_40_percent": flops * tokens / (0.4 * rate),
     }
@@ -46,27 +49,6 @@ def checkpoint_host_bytes(run: PretrainRun) -> int:
     """
     sizes = (4 * math.prod(shape) for shape in tensor_shapes(run.model).values())
     return sum(3 * (1 << (size - 1).bit_length()) for size in sizes)
-
-
-def activation_bytes(run: PretrainRun) -> int:
-    """Returns what one micro batch keeps for its backward pass, without compiling, in bytes.
-
-    Counted on tensors without data. Compiled blocks keep less: pointwise chains are recomputed.
-    """
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.device("meta"):
-        model = build_model(run)
-        tokens = torch.zeros((run.micro_batch_size, run.sequence_length), dtype=torch.long)
-        weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.loss(tokens, tokens, None, tokens.int())
-    return sum(size for storage, size in kept.items() if storage not in weights)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -14,6 +14,9 @@ MULTIPLES = {
 """Recipe to what divides every dimension of its products: cuBLAS takes FP8 in 16 values at least,
 and a scale of the block recipe covers 128."""
 
+PRODUCT_BYTES = {recipe: 1 for recipe in MULTIPLES if recipe != "plain"}
+"""FP8 recipe to the bytes of a value of a product's input that is kept for the backward pass."""
+
 
 def check_recipe(recipe: str) -> None:
     """Checks that a recipe is known.

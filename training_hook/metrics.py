@@ -5,6 +5,13 @@ renamed, every few seconds, and closed at each checkpoint; so a kill -9 loses se
 year of training makes one file a checkpoint, and going back to a checkpoint means removing or
 cutting whole files. What is recorded about a step decides nothing: a lost row is made again, with
 the same loss.
+
+Model FLOPs utilization is tokens per second * 3 * forward FLOPs per token / peak. The forward FLOPs
+(`training_hook.model.forward_flops`) are 2 for each weight of a matrix product, head included and
+embeddings not, those of the scans and of causal attention; a backward pass counts twice as many.
+Norms, convolutions and what is computed again count nothing. The peak is the board's dense BF16
+rate (`training_hook.device.PEAK_FLOPS`), for FP8 runs, too, so one number compares them all.
+Energy is the GPU board's alone: CPU, host and network are not in it.
 """
 
 import time
@@ -35,7 +42,7 @@ STEPS = pa.schema(
         ("samples", pa.int64()),
         ("seconds", pa.float64()),  # of this step; mean over a reporting interval on a GPU
         ("tokens_per_second", pa.float64()),
-        ("mfu", pa.float64()),  # 3 * forward FLOPs over the dense BF16 peak; null if not known
+        ("mfu", pa.float64()),  # model FLOPs utilization, as above; null if the peak is not known
         ("joules", pa.float64()),  # of this step, the GPU board's; null without NVML
         ("memory_bytes", pa.int64()),  # the allocator's peak so far; null on a CPU
     ]

@@ -66,6 +66,7 @@ def stage(name: str, prefect: bool) -> Any:
 def print_json(result: Any) -> None:
     """Prints a result as one JSON object on stdout."""
     sys.stdout.write(json.dumps(result, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -201,17 +201,30 @@ def show(
 
 @app.command(epilog="Example: gristmill report web --open")
 def report(
-    folder: Annotated[str, typer.Argument(help="Folder of a dataset or of a flywheel run.")],
+    folder: Annotated[str, typer.Argument(help="Folder of a dataset, training or flywheel.")],
     open_: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve a page that follows a training, until Ctrl-C.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Of the live page; 0 takes a free one.")] = 8102,
     as_json: Json = False,
 ) -> None:
-    """Write a self-contained HTML page about a dataset or a run."""
+    """Write a self-contained HTML page about a dataset or a run, or serve one that follows it."""
     with errors():
+        import webbrowser
+        from pathlib import Path
+
+        if live:
+
+            def ready(address: str) -> None:
+                show_result({"address": address}, as_json, f"live report: {address} (Ctrl-C ends)")
+                if open_:
+                    webbrowser.open(address)
+
+            stage("live_report", False)(folder=folder, port=port, ready=ready)
+            return
         result = stage("report", False)(folder=folder)
         if open_:
-            import webbrowser
-            from pathlib import Path
-
             webbrowser.open(Path(result["report"]).resolve().as_uri())
         show_result(result, as_json, f"report: {result['report']}")
 

@@ -19,8 +19,9 @@ from rich.console import Console
 
 from filters.gopher_quality import GopherQuality
 from filters.gopher_repetition import GopherRepetition
-from flows.charts import Categories, Histogram, Question, line_plot, precise, share
+from flows.charts import Categories, Histogram, Question, precise, share
 from flows.console import print_why
+from flows.curves import line_plot
 from flows.report import write_report
 from flows.runs.hybrid_20m import run as training_run
 from mixtures.mixture import Mixture, Part, mix
@@ -348,7 +349,7 @@ def test_report_of_a_run_shows_every_stage(dataset: Dataset, tmp_path: Path) -> 
     assert "2 min 13 s" in page
     assert "tokens code" in page.split('<section id="stages">')[1].split("</section>")[0]
     assert f"gristmill why dataset {examples(dataset, 'too_few_words', 1)[0]['id']}" in page
-    assert page.count('<polyline class="curve"') == 4
+    assert page.count('<polyline class="curve c0"') == 4
     held_out = page.split('<section id="held-out">')[1]
     cells = re.findall(r'<td class="n">([^<]*)</td>', held_out.split("</tr>")[3])
     # 4 and 1.5 bits for 1,000 bytes each of code and 3,000 of prose: (b + b) * 1000 / 4000 in all
@@ -380,7 +381,7 @@ def test_report_of_an_unfinished_training_run_has_its_curve(tmp_path: Path) -> N
     write_training(tmp_path / "training", 7)
     page = write_report(tmp_path).read_text("utf-8")
     Page(page)
-    assert page.count('<polyline class="curve"') == 4
+    assert page.count('<polyline class="curve c0"') == 4
     assert "not finished" in page
     assert 'id="funnel"' not in page
 
@@ -389,7 +390,7 @@ def test_report_of_an_unfinished_training_run_has_its_curve(tmp_path: Path) -> N
 def test_report_of_another_folder_is_refused(tmp_path: Path, content: str) -> None:
     if content:
         (tmp_path / content).write_text("{}")
-    with pytest.raises(ValueError, match="holds no finished dataset or stage"):
+    with pytest.raises(ValueError, match="holds no finished dataset, training run or stage"):
         write_report(tmp_path)
 
 
@@ -516,8 +517,10 @@ def test_line_plot_long_curve_keeps_its_extremes() -> None:
     y = np.sin(np.arange(10_000) / 700)
     y[5_000] = 9.0
     plot = line_plot(np.arange(10_000.0), y, "loss")
-    line = [tuple(map(float, pair.split(","))) for pair in plot["line"].split()]
-    band = [tuple(map(float, pair.split(","))) for pair in plot["band"].split()]
+    assert plot is not None
+    drawn = plot["lines"][0]
+    line = [tuple(map(float, pair.split(","))) for pair in drawn["line"].split()]
+    band = [tuple(map(float, pair.split(","))) for pair in drawn["band"].split()]
     assert len(line) <= 400
     assert min(height for _, height in band) < 8 < min(height for _, height in line)
     assert all(0 <= x <= 100 and 0 <= height <= 100 for x, height in (*line, *band))

@@ -173,6 +173,7 @@ def test_released_model_is_trained_on_with_its_own_tokenizer(corpus, foreign, tm
     export_stage(str(tmp_path / "on"), str(tmp_path / "vocabulary"), str(tmp_path / "back"))
     origin = json.loads((tmp_path / "back" / "gristmill.json").read_text())
     assert origin["vocabulary"] == load_vocabulary(tmp_path / "vocabulary").fingerprint
+    assert origin["start"] == summary["start"]  # the way back to the released model
     read, _ = import_hf(tmp_path / "back")
     assert read == wide.config
     pretrain(

@@ -110,6 +110,20 @@ class Attention(nn.Module):
         }
 
     @staticmethod
+    def kept_bytes(config: HybridConfig, width: int, product_width: int) -> int:
+        """Returns what a token keeps for the backward pass; see `memory.count_memory`."""
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        # the norm's input; queries, keys, values; attention's output and its sums in FP32
+        kept = width * (config.hidden_size + 2 * queries + 2 * keys)
+        kept += 4 * config.num_attention_heads
+        if config.position_embedding_type == "rope":
+            kept += width * (queries + keys)
+        if product_width == width:  # one input of three products; the last one's is the output
+            return kept + width * config.hidden_size
+        return kept + product_width * (3 * config.hidden_size + queries)
+
+    @staticmethod
     def forward_flops(config: HybridConfig, length: int) -> int:
         """Returns the FLOPs of a token: the projections, and attention to half the length."""
         queries, keys = config.num_attention_heads, config.num_key_value_heads

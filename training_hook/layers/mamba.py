@@ -136,6 +136,14 @@ class Mamba(nn.Module):
         }
 
     @staticmethod
+    def kept_bytes(config: HybridConfig, width: int, product_width: int) -> int:
+        """Returns what a token keeps for the backward pass; see `memory.count_memory`."""
+        inner, channels = config.mamba_inner_size, config.convolution_size
+        # the norm's input; gate, what is convolved and dt; the scan's input and output
+        kept = config.hidden_size + inner + channels + config.mamba_num_heads + channels + inner
+        return width * kept + product_width * (config.hidden_size + inner)
+
+    @staticmethod
     def forward_flops(config: HybridConfig, length: int) -> int:
         """Returns the FLOPs of a token: the projections, and 7 per state element for the scan.
 

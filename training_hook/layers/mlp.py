@@ -54,6 +54,12 @@ class MLP(nn.Module):
         }
 
     @staticmethod
+    def kept_bytes(config: HybridConfig, width: int, product_width: int) -> int:
+        """Returns what a token keeps for the backward pass; see `memory.count_memory`."""
+        inputs = config.hidden_size + config.intermediate_size  # of the norm and of the square
+        return width * inputs + product_width * inputs
+
+    @staticmethod
     def forward_flops(config: HybridConfig, length: int) -> int:
         """Returns the FLOPs of a token: the two products."""
         return 4 * config.hidden_size * config.intermediate_size
