@@ -1,4 +1,4 @@
-"""Timed optimizer steps of the real loop on one device, and what a record says about the machine.
+"""Timed optimizer steps of the real loop, and what a record says about the machine.
 
 Stream, prefetch, packed documents, FP32 masters, clipping and fused AdamW are those of `pretrain`,
 each step has its learning rate of the run's schedule, and nothing is retried with smaller batches:
@@ -32,7 +32,9 @@ from training_hook.guard import Guard
 from training_hook.loop import build_model
 from training_hook.model import forward_flops, num_parameters
 from training_hook.optimizer import adamw, set_learning_rate
+from training_hook.ranks import ALONE, Ranks
 from training_hook.run import PretrainRun
+from training_hook.shards import Shards
 from training_hook.step import StepResult, train_step
 
 WARM_STEPS = 4  # the first compiles, the next fill the allocator
@@ -45,8 +47,13 @@ def measure(
     steps: int,
     joules: Callable[[], float | None],
     profile: bool,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Times optimizer steps of a run after the first few and returns the record."""
+    """Times optimizer steps of a run after the first few and returns the record.
+
+    Of several ranks, each on its device, the record has the tokens of all and the memory and the
+    energy of this one.
+    """
     on_gpu = device.type == "cuda"
     name = f"{run.name} {run.batch_size // run.micro_batch_size} x {run.micro_batch_size}"
     say(f"{name}: {num_parameters(run.model) / 1e6:.0f} M parameters, building")
@@ -54,12 +61,12 @@ def measure(
     with device:
         model = build_model(run)
     model.reset_parameters(torch.Generator(device).manual_seed(run.seed))
+    shards = Shards(model, ranks, device, run.reshard)
     model.compile_layers(run.backend)
-    optimizer = adamw(model, run.betas, run.epsilon, run.weight_decay)
+    optimizer = adamw(shards, run.betas, run.epsilon, run.weight_decay)
     guard = Guard(run.spike_factor, device)
-    batches = Prefetch(
-        Stream(mixture, run.batch_size), on_gpu, itertools.repeat(run.batch_size), depth=4
-    )
+    stream = Stream(mixture, run.batch_size, ranks.rank, ranks.world_size)
+    batches = Prefetch(stream, on_gpu, itertools.repeat(run.batch_size), depth=4)
     build_seconds = time.perf_counter() - start
 
     numbers = itertools.count(1)
@@ -68,8 +75,8 @@ def measure(
         number = min(next(numbers), run.total_steps)
         set_learning_rate(optimizer, run.schedule.learning_rate(number))
         model.set_low_precision(not run.is_plain(number))
-        batch = batches.next()
-        return train_step(model, optimizer, guard, batch, run)
+        batch = batches.next().of_all(ranks)
+        return train_step(model, optimizer, guard, batch, run, shards)
 
     def synchronize() -> None:
         if on_gpu:
@@ -128,7 +135,7 @@ def measure(
         "tokens_per_second": round(rate, 1),
         "flops_per_token": flops,
         "tflops_per_second": round(rate * flops / 1e12, 3),
-        "mfu": None if peak is None else round(rate * flops / peak, 4),
+        "mfu": None if peak is None else round(rate * flops / (peak * ranks.world_size), 4),
         "peak_memory_gib": memory,
         "watts": None if used is None else round(used / seconds, 1),
         "joules_per_1000_tokens": None if used is None else round(used / (rate * seconds) * 1e3, 3),
