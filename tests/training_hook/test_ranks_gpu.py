@@ -36,7 +36,8 @@ from training_hook.step import train_step
 
 recipe, reshard, precision, out = sys.argv[1:]
 run = replace(tiny(), model=CONFIG, linear_recipe=recipe, reshard=reshard == "True",
-              precision=precision, sequence_length=256, batch_size=8, micro_batch_size=2, backend="inductor")
+              precision=precision, sequence_length=256, batch_size=8, micro_batch_size=2,
+              backend="inductor")
 results = []
 with join_ranks(torch.device("cuda")) as (ranks, device):
     model = build_model(run)
