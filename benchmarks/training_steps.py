@@ -1,4 +1,4 @@
-"""Timed optimizer steps of the real loop on one device, and what a record says about the machine.
+"""Timed optimizer steps of the real loop, and what a record says about the machine.
 
 Stream, prefetch, packed documents, FP32 masters, clipping and fused AdamW are those of `pretrain`,
 each step has its learning rate of the run's schedule, and nothing is retried with smaller batches:
@@ -36,7 +36,9 @@ from training_hook.guard import Guard
 from training_hook.loop import build_model
 from training_hook.model import HybridModel, forward_flops, num_parameters
 from training_hook.optimizer import adamw, set_learning_rate
+from training_hook.ranks import ALONE, Ranks
 from training_hook.run import PretrainRun
+from training_hook.shards import Shards
 from training_hook.step import StepResult, train_step
 
 WARM_STEPS = 4  # the first compiles, the next fill the allocator
@@ -83,7 +85,9 @@ class TimedTraining:
         run: what is trained.
         mixture: folder of `gristmill mix`, its sequences as long as the run's or longer.
         device: where.
-        make_model: for another model than the run's, with the methods that `train_step` calls.
+        make_model: for another model than the run's, with the methods that `train_step` calls; of
+            a process alone.
+        ranks: who share the model, each on its device.
     """
 
     def __init__(
@@ -92,11 +96,19 @@ class TimedTraining:
         mixture: Path,
         device: torch.device,
         make_model: Callable[[PretrainRun, torch.device], nn.Module] = fresh_model,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.mixture, self.device, self.on_gpu = mixture, device, device.type == "cuda"
+        self.ranks = ranks
         start = time.perf_counter()
-        self.model = cast(HybridModel, make_model(run, device))
-        self.optimizer = adamw(self.model, run.betas, run.epsilon, run.weight_decay)
+        if ranks.world_size == 1:
+            self.model = cast(HybridModel, make_model(run, device))
+            self.shards = Shards(self.model)
+        else:
+            self.model = drawn_model(run, device)
+            self.shards = Shards(self.model, ranks, device, run.reshard)
+            self.model.compile_layers(run.backend)
+        self.optimizer = adamw(self.shards, run.betas, run.epsilon, run.weight_decay)
         self.guard = Guard(run.spike_factor, device)
         self.build_seconds = time.perf_counter() - start
         self.first_seconds: float | None = None
@@ -113,16 +125,21 @@ class TimedTraining:
         set_learning_rate(self.optimizer, run.schedule.learning_rate(number))
         if isinstance(self.model, HybridModel):
             self.model.set_low_precision(not run.is_plain(number))
-        batch = self.prepared(batches.next(), run.sequence_length)
-        self.samples += len(batch.tokens)
-        self.results.append(train_step(self.model, self.optimizer, self.guard, batch, run))
+        batch = self.prepared(batches.next(), run.sequence_length).of_all(self.ranks)
+        self.samples += len(batch.sample_indices)
+        self.results.append(
+            train_step(self.model, self.optimizer, self.guard, batch, run, self.shards)
+        )
 
     def prepared(self, batch: HostBatch, length: int) -> HostBatch:
         """Returns what a step of a sequence length takes of a batch."""
         return cut(batch, length)
 
     def read(self, run: PretrainRun) -> Prefetch:
-        stream = Stream(self.mixture, run.batch_size, start=self.samples)
+        ranks = self.ranks
+        stream = Stream(
+            self.mixture, run.batch_size, ranks.rank, ranks.world_size, start=self.samples
+        )
         return Prefetch(stream, self.on_gpu, itertools.repeat(run.batch_size), depth=4)
 
     def warm(self, run: PretrainRun, steps: int) -> None:
@@ -206,7 +223,7 @@ class TimedTraining:
             "tokens_per_second": round(rate, 1),
             "flops_per_token": flops,
             "tflops_per_second": round(rate * flops / 1e12, 3),
-            "mfu": None if peak is None else round(rate * flops / peak, 4),
+            "mfu": None if peak is None else round(rate * flops / peak / self.ranks.world_size, 4),
         }
 
     def _losses(self) -> dict[str, list[float]]:
@@ -238,11 +255,16 @@ def measure(
     steps: int,
     joules: Joules,
     profile: bool,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Times optimizer steps of a run after the first few and returns the record."""
+    """Times optimizer steps of a run after the first few and returns the record.
+
+    Of several ranks, each on its device, the record has the tokens of all and the memory and the
+    energy of this one.
+    """
     run = replace(run, name=f"{run.name} {run.batch_size // run.micro_batch_size} x")
     say(f"{run.name}: {num_parameters(run.model) / 1e6:.0f} M parameters, building")
-    training = TimedTraining(run, mixture, device)
+    training = TimedTraining(run, mixture, device, ranks=ranks)
     training.warm(run, WARM_STEPS)
     return training.measure(run, steps, joules, profile)
 

@@ -31,7 +31,8 @@ def pretrain(
     """Trains a run on a mixture, or goes on with it, and returns a summary.
 
     The folder gets `run.json` (what the run is), `checkpoints/step-N`, `metrics/` and, once the
-    last step is done and evaluated, `manifest.json` with the summary.
+    last step is done and evaluated, `manifest.json` with the summary. Processes that torchrun
+    started train together, each on its GPU; they share the folder, and the first has the summary.
 
     Args:
         run: what to train.

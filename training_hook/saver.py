@@ -36,7 +36,7 @@ class Saver:
 
     def __init__(self, folder: Path, run: PretrainRun, ranks: Ranks, device: torch.device) -> None:
         self._folder, self._run, self._ranks = folder, run, ranks.apart()
-        self._on_gpu = device.type == "cuda"
+        self._device, self._on_gpu = device, device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None
         self._copied: torch.cuda.Event | None = None
         self._buffers: dict[tuple[str, str], Tensor] = {}
@@ -143,6 +143,8 @@ class Saver:
     ) -> None:
         try:
             if copied is not None:
+                if self._device.index is not None:
+                    torch.cuda.set_device(self._device)  # a thread begins on the first GPU
                 copied.synchronize()
             save_checkpoint(self._folder, step, copies, state, self._ranks)
             if self._ranks.is_first:

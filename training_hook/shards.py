@@ -74,11 +74,7 @@ class Shards:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Has weights at hand for the forward and backward passes of one step.
-
-        Raises:
-            Exception: what the block raised; the weights are then in no defined state.
-        """
+        """Has weights at hand for the forward and backward passes of one step."""
         with self.gathered():
             if self._reshard:
                 yield
