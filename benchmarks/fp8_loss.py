@@ -29,10 +29,12 @@ def main() -> int:
     parser = trial_parser(__doc__)
     others = [recipe for recipe in MULTIPLES if recipe != BASELINE]
     parser.add_argument("--recipes", nargs="+", choices=others, default=["fp8_tensor"])
+    parser.add_argument("--rate", type=float, help="peak learning rate, in place of the sweep's")
     options = parser.parse_args()
     place = place_of(options)
     base = hybrid()
-    base = replace(base, peak_learning_rate=rates_of(place.work).get(base.name, 1e-3))
+    chosen = rates_of(place.work).get(base.name, base.peak_learning_rate)
+    base = replace(base, peak_learning_rate=options.rate or chosen)
     recipes = [BASELINE, *options.recipes]
     trials = {
         (recipe, seed): Trial(

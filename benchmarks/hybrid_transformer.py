@@ -6,13 +6,13 @@
     OUT=DIR python -m benchmarks.hybrid_transformer --mixture FOLDER --work DIR --tiny  (on the CPU)
 
 Both are trained by the same loop in BF16 with the same schedule on the same samples; the
-Transformer has rotary positions and the hybrid's attention. --sweep first trains both for a tenth
-of the tokens with each of three peak learning rates and takes the one with the lowest held-out
-loss: as much search for one as for the other, and not on what is asked in the end. --equal-time
-trains the faster one once more for as many tokens as fit into the slower one's training seconds,
-where the mixture has that many. Phone books in both mixtures are 5%; those that are asked have
-names that are in no training document. The hybrid's runs are those of `fp8_loss` in BF16, if they
-are in the same --work. The same command goes on where it stopped.
+Transformer has rotary positions and the hybrid's attention. --sweep first trains both on a
+sixteenth of the tokens with each of three peak learning rates and takes the one with the lowest
+held-out loss: as much search for one as for the other, and not on what is asked in the end.
+--equal-time trains the faster one once more for as many tokens as fit into the slower one's
+training seconds, where the mixture has that many. Phone books in both mixtures are 5%; those that
+are asked have names that are in no training document. The hybrid's runs are those of `fp8_loss` in
+BF16, if they are in the same --work. The same command goes on where it stopped.
 """
 
 import json
@@ -30,7 +30,9 @@ from pipelines.progress import say
 from training_hook.run import PretrainRun
 
 SWEEP_RATES = (5e-4, 1e-3, 2e-3)
-SWEEP_SHARE = 0.1
+SWEEP_SHARE = 1 / 16
+SWEEP_WARMUP_SHARE = 0.2
+"""Of a run that is this short."""
 KINDS = {"hybrid": hybrid, "transformer": transformer}
 
 
@@ -41,7 +43,12 @@ def sweep(options: Any, place: Place, report: Report) -> dict[str, str]:
     for kind, make in KINDS.items():
         run = fitted(make(), options)
         short = run.with_steps(max(1, round(SWEEP_SHARE * run.total_steps)))
-        short = replace(short, checkpoint_interval=10_000, evaluation_interval=10_000)
+        short = replace(
+            short,
+            warmup_share=SWEEP_WARMUP_SHARE,
+            checkpoint_interval=10_000,
+            evaluation_interval=10_000,
+        )
         groups.append(
             [
                 Trial(f"sweep-{kind}-{rate:g}", replace(short, peak_learning_rate=rate))
@@ -56,7 +63,7 @@ def sweep(options: Any, place: Place, report: Report) -> dict[str, str]:
                 HEADLINE
             ]["loss"]
             for trial in group
-            if quiet.is_done(trial.name)
+            if quiet.is_done(trial)
         }
         if losses[kind]:
             chosen[group[0].run.name] = min(losses[kind], key=losses[kind].__getitem__)

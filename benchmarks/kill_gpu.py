@@ -67,8 +67,6 @@ def train(trial: Trial, place: Place, gpu: int, kills: int) -> dict[str, Any]:
     """
     folder = place.folder(trial.name)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / "trial.json").write_text(json.dumps(trial.run.parameters(), indent=1))
     begin, killed = time.perf_counter(), []
     moments = random.Random(trial.name)
     with board(gpu, place) as joules:
@@ -77,7 +75,7 @@ def train(trial: Trial, place: Place, gpu: int, kills: int) -> dict[str, Any]:
             step = trial.run.checkpoint_interval * (1 + 2 * number)
             if record := kill(trial, place, gpu, step, moments.random() * LONGEST_WAIT_S):
                 killed.append(record)
-        if start_worker([trial.name], place, gpu).wait():
+        if start_worker([trial], place, gpu).wait():
             raise RuntimeError(f"{trial.name} failed\n{log_tail(folder)}")
         after = joules()
     return {
@@ -90,7 +88,7 @@ def train(trial: Trial, place: Place, gpu: int, kills: int) -> dict[str, Any]:
 def kill(trial: Trial, place: Place, gpu: int, step: int, wait_s: float) -> dict[str, Any] | None:
     """Starts a trial and kills it some time after a step's checkpoint; None if it had ended."""
     out = place.folder(trial.name) / "run"
-    process = start_worker([trial.name], place, gpu)
+    process = start_worker([trial], place, gpu)
     while process.poll() is None and max(checkpoints(out / "checkpoints"), default=0) < step:
         time.sleep(0.02)
     time.sleep(wait_s if place.gpus else 0.1 * wait_s)

@@ -82,7 +82,7 @@ class Report:
         found = {
             trial.name: measured(self._place.folder(trial.name))
             for trial in trials
-            if self._place.is_done(trial.name)
+            if self._place.is_done(trial)
         }
         self.content["trials"] = found
         self.write()

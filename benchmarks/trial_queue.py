@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from pipelines.progress import say
-from training_hook.run import PretrainRun
+from training_hook.run import PretrainRun, run_differences
 
 POLL_S = 0.2
 LOG_TAIL = 2_000
@@ -45,9 +45,21 @@ class Place:
     def folder(self, name: str) -> Path:
         return self.work / name
 
-    def is_done(self, name: str) -> bool:
-        """Says whether a trial is trained and, if that is wanted, was asked."""
-        folder = self.folder(name)
+    def is_done(self, trial: Trial) -> bool:
+        """Says whether a trial is trained and, if that is wanted, was asked.
+
+        Raises:
+            ValueError: its folder is another run's.
+        """
+        folder = self.folder(trial.name)
+        note = folder / "run" / "run.json"
+        if note.exists():
+            there = json.loads(note.read_text())["run"]
+            if differences := run_differences(there, trial.run.parameters()):
+                raise ValueError(
+                    f"{folder} is another run's; {'; '.join(differences)}. Give the settings that "
+                    "it was started with, or another --work"
+                )
         asked = self.vocabulary is None or (folder / "phonebook.json").exists()
         return (folder / "run" / "manifest.json").exists() and asked
 
@@ -65,34 +77,27 @@ def run_queue(
     Returns:
         Why trials failed, by name: the end of their log.
     """
-    for trial in (trial for group in groups for trial in group):
-        folder = place.folder(trial.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "trial.json").write_text(json.dumps(trial.run.parameters(), indent=1))
-    waiting = [
-        names
-        for group in groups
-        if (names := [trial.name for trial in group if not place.is_done(trial.name)])
-    ]
+    waiting = [left for of in groups if (left := [t for t in of if not place.is_done(t)])]
     free = list(range(max(1, place.gpus)))
-    running: dict[int, tuple[list[str], subprocess.Popen[bytes]]] = {}
+    running: dict[int, tuple[list[Trial], subprocess.Popen[bytes]]] = {}
     failed: dict[str, str] = {}
     try:
         while waiting or running:
             while waiting and free:
-                gpu, names = free.pop(0), waiting.pop(0)
-                say(f"trials: {', '.join(names)} on {f'GPU {gpu}' if place.gpus else 'the CPU'}")
-                running[gpu] = names, start_worker(names, place, gpu)
+                gpu, trials = free.pop(0), waiting.pop(0)
+                names = ", ".join(trial.name for trial in trials)
+                say(f"trials: {names} on {f'GPU {gpu}' if place.gpus else 'the CPU'}")
+                running[gpu] = trials, start_worker(trials, place, gpu)
             time.sleep(POLL_S)
-            for gpu, (names, process) in list(running.items()):
+            for gpu, (trials, process) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[gpu]
                 free.append(gpu)
-                for name in names:
-                    if not place.is_done(name):
-                        failed[name] = log_tail(place.folder(name))
-                        say(f"trials: {name} failed\n{failed[name]}")
+                for trial in trials:
+                    if not place.is_done(trial):
+                        failed[trial.name] = log_tail(place.folder(trial.name))
+                        say(f"trials: {trial.name} failed\n{failed[trial.name]}")
                 after_each()
     finally:
         for _, process in running.values():
@@ -107,10 +112,14 @@ def visible_gpus() -> list[str]:
     return named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
 
 
-def start_worker(names: Sequence[str], place: Place, gpu: int) -> subprocess.Popen[bytes]:
+def start_worker(trials: Sequence[Trial], place: Place, gpu: int) -> subprocess.Popen[bytes]:
     """Starts a process that carries trials out; it is killed if this process ends."""
     command = [sys.executable, "-m", "benchmarks.trial_worker"]
-    command += [str(place.folder(name)) for name in names]
+    for trial in trials:
+        folder = place.folder(trial.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trial.json").write_text(json.dumps(trial.run.parameters(), indent=1))
+        command.append(str(folder))
     command += ["--mixture", str(place.mixture)]
     if place.vocabulary is not None:
         command += ["--vocabulary", str(place.vocabulary)]

@@ -25,15 +25,13 @@ from training_hook.pretrain import pretrain
 from training_hook.run import PretrainRun
 
 PR_SET_PDEATHSIG = 1
-ENTRIES = (8, 16, 32, 64)
+ENTRIES = (8, 16, 32, 64, 96)  # the last are longer than any that is trained on
 TINY_ENTRIES = (2, 4)
 
 
 def end_with_parent() -> None:
     """Lets the kernel kill this process when the one that started it ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:
-        sys.exit("trials: the process that started this one is gone")
 
 
 def ask(run: PretrainRun, out: Path, vocabulary: Path, device: torch.device) -> dict:

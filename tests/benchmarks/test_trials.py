@@ -7,12 +7,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from benchmarks.kill_gpu import distance, same_bits
 from benchmarks.sft_gpu import is_exact, obeys
+from benchmarks.trial_chart import draw
 from benchmarks.trial_data import shown_reasoning
 from benchmarks.trial_parts import add, pack
 from benchmarks.trial_runs import base, hybrid, tiny, to_run, transformer
@@ -61,6 +63,8 @@ def test_fp8_loss_killed_goes_on_and_compares_the_seeds(trial_data, tmp_path):
     time.sleep(0.5)
     assert not (second / "manifest.json").exists()  # its process went with the queue
     assert start("fp8_loss", tmp_path, *mixture).wait() == 0
+    other = start("fp8_loss", tmp_path, *mixture, "--seeds", "2", "--rate", "5e-4")
+    assert other.wait() == 1  # the folders are of another run
     report = json.loads((tmp_path / "fp8_loss.json").read_text())
     names = {f"hybrid-{recipe}-{seed}" for recipe in ("plain", "fp8_tensor") for seed in (1, 2)}
     assert report["trials"].keys() == names
@@ -78,6 +82,10 @@ def test_fp8_loss_killed_goes_on_and_compares_the_seeds(trial_data, tmp_path):
     gaps = found["held_out_loss"]["gaps"]
     assert found["held_out_loss"]["mean_gap"] == pytest.approx(sum(gaps) / 2)
     assert abs(found["held_out_loss"]["mean_gap"]) < 0.05 * ends[0]
+    drawn = ElementTree.fromstring(draw(report["trials"], "seconds"))
+    lines = drawn.findall("{http://www.w3.org/2000/svg}polyline")
+    assert len(lines) == 4
+    assert len({line.get("stroke") for line in lines}) == 2
     log = (tmp_path / "hybrid-fp8_tensor-1" / "log.txt").read_text()
     assert "going on from step-" in log
 
