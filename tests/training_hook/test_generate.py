@@ -46,8 +46,13 @@ def test_batches_give_what_one_prompt_at_a_time_gives(model):
     lengths = [1, 3, 3, 9, 3, 1, 17, 9]
     prompts = [torch.randint(0, 48, (n,), generator=generator).tolist() for n in lengths]
     wanted = [greedy(model, prompt, 12, {5, 7}) for prompt in prompts]
-    assert generate(model, prompts, 12, [5, 7], batch_size=2) == wanted
+    for batch_size in (1, 2, 3, 8):
+        assert generate(model, prompts, 12, [5, 7], batch_size) == wanted
     assert len({len(ids) for ids in wanted}) > 1, "some have to end early"
+
+
+def test_no_tokens_are_generated_where_none_are_wanted(model):
+    assert generate(model, [[1, 2], [3]], 0, [5]) == [[], []]
 
 
 def test_an_empty_prompt_is_refused(model):

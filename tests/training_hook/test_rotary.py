@@ -109,3 +109,16 @@ def test_rope_tells_orders_apart_that_nope_does_not():
 def test_config_wrong_positions_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TRANSFORMER, **changes)
+
+
+# dynamo looks at .grad of its inputs, and says so since warnings are errors here
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_rope_compiled_layers_equal_eager():
+    model, tokens = model_of(TRANSFORMER), tokens_of(2, 24)
+    ids = (torch.arange(24) // 7).expand(2, -1)
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad(model.loss(tokens, tokens, None, ids).total, parameters)
+    model.compile_layers("aot_eager")
+    got = torch.autograd.grad(model.loss(tokens, tokens, None, ids).total, parameters)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)
