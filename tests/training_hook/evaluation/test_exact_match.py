@@ -95,11 +95,13 @@ def test_right_tokens_are_those_that_are_likeliest_behind_the_true_ones(model):
     assert sum(done) == len(items)
     assert len(done) > 2
     for item, match in zip(items, found, strict=True):
-        right = 0
+        right, nats = 0, 0.0
         for place in range(item.answer_start, len(item.tokens)):
-            logits = model(torch.from_numpy(item.tokens[None, :place]))[0, -1]
+            logits = model(torch.from_numpy(item.tokens[None, :place]))[0, -1].double()
             right += int(logits.argmax()) == item.tokens[place]
-        assert match == Match(len(item.tokens) - item.answer_start, right)
+            nats += torch.log_softmax(logits, 0)[item.tokens[place]].item()
+        assert (match.tokens, match.right_tokens) == (len(item.tokens) - item.answer_start, right)
+        assert match.log_likelihood == pytest.approx(nats, rel=1e-5)
 
 
 def test_items_are_encoded_as_their_prompt_goes_on():
@@ -124,7 +126,8 @@ def test_items_that_are_too_long_are_refused():
 def test_a_summary_tells_groups_apart_by_their_labels():
     items = [Item(str(n), "p", "a", {"entries": n % 2, "depth": n // 4}) for n in range(6)]
     encoded = [EncodedItem(np.arange(5 + n), 3) for n in range(6)]
-    matches = [Match(2, 2), Match(2, 1), Match(2, 0), Match(4, 4), Match(2, 2), Match(2, 2)]
+    tokens = [(2, 2), (2, 1), (2, 0), (4, 4), (2, 2), (2, 2)]
+    matches = [Match(number, right, -1.0) for number, right in tokens]
     found = summarise(items, encoded, matches)
     assert (found["right"], found["asked"], found["token_accuracy"]) == (4, 6, 11 / 14)
     rows = [(g["entries"], g["depth"], g["right"], g["asked"]) for g in found["groups"]]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mixtures.holdout import HeldOut
 from training_hook.config import HybridConfig
-from training_hook.evaluate import evaluate, pack, total_score
+from training_hook.evaluation.bits_per_byte import evaluate, pack, total_score
 from training_hook.model import HybridModel
 
 END = 2
