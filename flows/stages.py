@@ -341,12 +341,13 @@ def evaluate_tasks(
     datasets: tuple[str, ...] = (),
     number: int = 200,
     chat: bool = False,
+    lm_eval: str = "",
 ) -> dict[str, Any]:
     """Asks a model tasks by name and writes the results as JSON to `out`."""
     from training_hook.evaluation.tasks import Settings, describe
     from training_hook.evaluation.tasks import evaluate_tasks as run
 
-    settings = Settings(mixture, by, tuple(datasets), number, chat)
+    settings = Settings(mixture, by, tuple(datasets), number, chat, lm_eval)
     result = run(training, tokenizer, tasks, settings)
     write_json(Path(out), result)
     say(describe(result))

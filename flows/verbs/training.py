@@ -205,6 +205,9 @@ def evaluate(
     dataset: Annotated[
         list[str] | None, typer.Option(help="Curated dataset that has the column; repeat for more.")
     ] = None,
+    lm_eval: Annotated[
+        str, typer.Option(help="Folder for the items as tasks of lm-evaluation-harness.")
+    ] = "",
     problems: Annotated[int, typer.Option(help="Held-out problems of each family.")] = 200,
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask through the chat template, after fine-tuning.")
@@ -217,10 +220,12 @@ def evaluate(
         given |= {"number": problems, "chat": chat}
         if task:
             chosen = {"tasks": tuple(task), "mixture": mixture, "by": by}
-            chosen["datasets"] = tuple(dataset or ())
+            chosen |= {"datasets": tuple(dataset or ()), "lm_eval": lm_eval}
             result = stage("evaluate_tasks", False)(**given, **chosen)
-        elif mixture or by or dataset:
-            raise ValueError("evaluate: --mixture, --by and --dataset belong to a --task")
+        elif mixture or by or dataset or lm_eval:
+            raise ValueError(
+                "evaluate: --mixture, --by, --dataset and --lm-eval belong to a --task"
+            )
         else:
             result = stage("evaluate", False)(**given)
         show_result(result, as_json, f"answers: {out}")

@@ -8,6 +8,7 @@ from mixtures.vocabulary import Vocabulary
 from synth.families import FAMILIES
 from synth.problems import Problem, take
 from synth.prompt_layout import ChatLayout, PlainLayout
+from training_hook.evaluation.exact_match import Item
 from training_hook.evaluation.share import share
 from training_hook.evaluation.trained import Trained, load_trained
 from training_hook.generate import generate
@@ -68,6 +69,18 @@ def ask_problems(
         sum(f["right"] for f in families.values()), sum(f["asked"] for f in families.values())
     )
     return {"step": trained.step, "chat": chat, **total, "families": families, "examples": examples}
+
+
+def problem_items(number: int = 200, seed: int = 7) -> list[Item]:
+    """Returns the problems that `ask_problems` asks as plain text, as items with their answers."""
+    layout = PlainLayout()
+    return [
+        Item(
+            problem.id, layout.prompt(problem.question)["prompt"], problem.answer, {"family": name}
+        )
+        for name, family in FAMILIES.items()
+        for problem in take(family, "heldout", seed, number)
+    ]
 
 
 def _answers(

@@ -41,7 +41,7 @@ class Item:
     prompt: str
     answer: str
     """With the white space that stands before it."""
-    labels: Mapping[str, int]
+    labels: Mapping[str, int | str]
     """What scores are told apart by, for example the number of entries."""
 
 
@@ -158,6 +158,18 @@ def _predictions(
     return torch.cat(right).cpu().numpy(), torch.cat(likelihoods).cpu().numpy()
 
 
+def score_items(
+    model: HybridModel,
+    vocabulary: Encoder,
+    items: Sequence[Item],
+    batch_tokens: int = BATCH_TOKENS,
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Asks a model items; see `match_items` for the arguments and `summarise` for the result."""
+    encoded = encode_items(vocabulary, items)
+    return summarise(items, encoded, match_items(model, encoded, batch_tokens, advance))
+
+
 def check_lengths(name: str, items: Sequence[EncodedItem], max_tokens: int, remedy: str) -> None:
     """Checks that no item is longer than what a model was trained on.
 
@@ -182,7 +194,7 @@ def summarise(
         answers' tokens that are likeliest behind the true ones), and `groups`: the same for each
         combination of labels, ascending, with the labels and `tokens`, the longest item.
     """
-    groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    groups: dict[tuple[tuple[str, int | str], ...], list[int]] = {}
     for number, item in enumerate(items):
         groups.setdefault(tuple(item.labels.items()), []).append(number)
     rows = []

@@ -22,9 +22,7 @@ from synth.problems import keyed
 from training_hook.evaluation.exact_match import (
     BATCH_TOKENS,
     Item,
-    encode_items,
-    match_items,
-    summarise,
+    score_items,
 )
 from training_hook.model import HybridModel
 
@@ -134,8 +132,7 @@ def score_needle(
         ValueError: a length is more than was trained on, or more than there is held-out text.
     """
     items = needle_items(vocabulary, max_tokens, task, mixture)
-    encoded = encode_items(vocabulary, items)
-    return summarise(items, encoded, match_items(model, encoded, batch_tokens, advance))
+    return score_items(model, vocabulary, items, batch_tokens, advance)
 
 
 def needle_items(

@@ -17,10 +17,11 @@ from mixtures.plan import Plan
 from pipelines.dataset import write_json
 from pipelines.progress import progress, say
 from training_hook.evaluation.bits_per_byte import evaluate, held_out_documents, total_score
-from training_hook.evaluation.exact_match import BATCH_TOKENS
+from training_hook.evaluation.exact_match import BATCH_TOKENS, score_items
 from training_hook.evaluation.groups import grouped
-from training_hook.evaluation.needle import Needle, score_needle
-from training_hook.evaluation.phonebook import Phonebook, score_phonebook
+from training_hook.evaluation.lm_eval_files import write_lm_eval_files
+from training_hook.evaluation.needle import Needle, needle_items
+from training_hook.evaluation.phonebook import Phonebook, phonebook_items
 from training_hook.evaluation.trained import Trained, load_trained
 
 SIZED = ("phonebook", "needle")
@@ -42,6 +43,8 @@ class Settings:
     """Of each family, for `arithmetic`."""
     chat: bool = False
     """Ask `arithmetic` through the chat template."""
+    lm_eval: str = ""
+    """Folder to which the items go, too, as tasks of lm-evaluation-harness."""
 
 
 def parse_task(text: str) -> tuple[str, tuple[int, ...]]:
@@ -125,16 +128,24 @@ def _ask(
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
     model, vocabulary, length = trained.model, trained.vocabulary, trained.sequence_length
-    if name == "phonebook":
-        return score_phonebook(model, vocabulary, length, Phonebook(sizes), advance=advance)
-    if name == "needle":
-        mixture = Path(settings.mixture)
-        return score_needle(model, vocabulary, length, Needle(sizes), mixture, advance=advance)
+    if name == "bits_per_byte":
+        return score_bits_per_byte(trained, settings, advance)
     if name == "arithmetic":
-        from training_hook.evaluation.answers import ask_problems  # loads reasoning-gym: 5 s
+        from training_hook.evaluation.answers import (  # loads reasoning-gym: 5 s
+            ask_problems,
+            problem_items,
+        )
 
+        if settings.lm_eval:
+            write_lm_eval_files(Path(settings.lm_eval), name, problem_items(settings.problems))
         return ask_problems(trained, settings.problems, settings.chat)
-    return score_bits_per_byte(trained, settings, advance)
+    if name == "phonebook":
+        items = phonebook_items(vocabulary, length, Phonebook(sizes))
+    else:
+        items = needle_items(vocabulary, length, Needle(sizes), Path(settings.mixture))
+    if settings.lm_eval:
+        write_lm_eval_files(Path(settings.lm_eval), name, items)
+    return score_items(model, vocabulary, items, advance=advance)
 
 
 def score_bits_per_byte(
@@ -201,11 +212,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", action="append", default=[], help="that has the column")
     parser.add_argument("--problems", type=int, default=200, help="of each family, for arithmetic")
     parser.add_argument("--chat", action="store_true", help="arithmetic by the chat template")
+    parser.add_argument("--lm-eval", default="", help="folder for the items as lm_eval tasks")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="", help="default: a GPU")
     parser.add_argument("--out", type=Path, help="file to write the result to, JSON")
     parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     given = parser.parse_args(arguments)
-    settings = Settings(given.mixture, given.by, tuple(given.dataset), given.problems, given.chat)
+    settings = Settings(
+        given.mixture,
+        given.by,
+        tuple(given.dataset),
+        given.problems,
+        given.chat,
+        given.lm_eval,
+    )
     try:
         result = evaluate_tasks(given.training, given.tokenizer, given.task, settings, given.device)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -188,4 +188,4 @@ def test_the_verb_asks_tasks_by_name(work, tmp_path):
     assert unknown.exit_code == 2
     assert "task 'phone' is unknown" in unknown.stderr
     lonely = runner.invoke(application(), [*common, "--by", "domain"])
-    assert "--mixture, --by and --dataset belong to a --task" in lonely.stderr
+    assert "--mixture, --by, --dataset and --lm-eval belong to a --task" in lonely.stderr
