@@ -10,21 +10,15 @@ et al. 2024, arXiv:2404.06654, with names that `synth.phonebook` holds out.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mixtures.holdout import held_out
 from mixtures.vocabulary import Vocabulary
 from synth.phonebook import full_names
 from synth.problems import keyed
-from training_hook.evaluation.exact_match import (
-    BATCH_TOKENS,
-    Item,
-    score_items,
-)
-from training_hook.model import HybridModel
+from training_hook.evaluation.exact_match import Item
 
 LENGTHS = (128, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
 """Lengths that are asked where none are named, up to that of training."""
@@ -105,40 +99,20 @@ class _Haystack:
         return Item(name, prompt, f" {self.number}.", labels)
 
 
-def score_needle(
-    model: HybridModel,
-    vocabulary: Vocabulary,
-    max_tokens: int,
-    task: Needle,
-    mixture: Path,
-    batch_tokens: int = BATCH_TOKENS,
-    advance: Callable[[int], None] = lambda done: None,
-) -> dict[str, Any]:
-    """Asks a model for numbers hidden in held-out text.
+def needle_items(
+    vocabulary: Vocabulary, max_tokens: int, task: Needle, mixture: Path
+) -> list[Item]:
+    """Returns the items of all lengths; their labels are `length` and `depth`.
 
     Args:
-        model: on its device.
-        vocabulary: the one that it was trained on.
+        vocabulary: of the model that is to be asked.
         max_tokens: length of the sequences that it was trained on.
         task: which haystacks.
         mixture: folder of the mixture whose held-out text is taken.
-        batch_tokens: tokens that go through the model at once.
-        advance: called with the number of items done; may raise to stop.
-
-    Returns:
-        See `exact_match.summarise`; the groups have the labels `length` and `depth`.
 
     Raises:
         ValueError: a length is more than was trained on, or more than there is held-out text.
     """
-    items = needle_items(vocabulary, max_tokens, task, mixture)
-    return score_items(model, vocabulary, items, batch_tokens, advance)
-
-
-def needle_items(
-    vocabulary: Vocabulary, max_tokens: int, task: Needle, mixture: Path
-) -> list[Item]:
-    """Returns the items of all lengths; see `score_needle`."""
     lengths = task.lengths or tuple(length for length in LENGTHS if length <= max_tokens)
     if not lengths:
         raise ValueError(

@@ -1,9 +1,12 @@
 import sysconfig
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mixtures.mixture import Mixture, Part, mix
 from mixtures.token_dataset import tokenize
@@ -11,6 +14,7 @@ from mixtures.vocabulary_training import train_vocabulary
 from pipelines.dataset import file_entry, write_json
 from pipelines.document import document_ids
 from training_hook.config import HybridConfig
+from training_hook.model import HybridModel
 from training_hook.pretrain import pretrain
 from training_hook.run import PretrainRun
 
@@ -33,6 +37,36 @@ def write_dataset(path: Path, texts: list[str], source: str) -> Path:
     entries = [file_entry(path, file, len(texts))]
     write_json(path / "manifest.json", {"recipe": {"fingerprint": source}, "files": entries})
     return path
+
+
+def _make_model(vocab_size: int, seed: int) -> HybridModel:
+    config = HybridConfig(
+        hybrid_override_pattern="M-*-",
+        vocab_size=vocab_size,
+        hidden_size=24,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        mamba_num_heads=2,
+        mamba_head_dim=8,
+        n_groups=1,
+        ssm_state_size=8,
+        chunk_size=8,
+        initializer_range=0.3,
+    )
+    model = HybridModel(config)
+    model.reset_parameters(torch.Generator().manual_seed(seed))
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[[int, int], HybridModel]:
+    """A function (vocabulary size, seed) that draws a tiny model.
+
+    Its weights are large, so that what it predicts depends on what stands before.
+    """
+    return _make_model
 
 
 @pytest.fixture(scope="session")
@@ -63,24 +97,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         holdout_share=0.3,
     )
     mix(mixture, parts, root / "mixture", 0)
-    model = HybridConfig(
-        hybrid_override_pattern="M-*-",
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=48,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=12,
-        mamba_num_heads=2,
-        mamba_head_dim=12,
-        n_groups=1,
-        ssm_state_size=8,
-        chunk_size=32,
-        max_position_embeddings=LENGTH,
-    )
+    model = _make_model(VOCABULARY, 0).config
     run = PretrainRun(
         name="tiny",
-        model=model,
+        model=replace(model, max_position_embeddings=LENGTH, initializer_range=0.02),
         sequence_length=LENGTH,
         batch_size=4,
         micro_batch_size=2,

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training_hook.config import HybridConfig
 from training_hook.evaluation.exact_match import (
     EncodedItem,
     Item,
@@ -24,26 +23,8 @@ VOCABULARY = 24
 
 
 @pytest.fixture(scope="module")
-def model() -> HybridModel:
-    """A model whose likeliest token depends on what stands before."""
-    config = HybridConfig(
-        hybrid_override_pattern="M-*-",
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        mamba_num_heads=2,
-        mamba_head_dim=8,
-        n_groups=1,
-        ssm_state_size=8,
-        chunk_size=8,
-        initializer_range=0.3,
-    )
-    model = HybridModel(config)
-    model.reset_parameters(torch.Generator().manual_seed(5))
-    return model
+def model(make_model: Callable[[int, int], HybridModel]) -> HybridModel:
+    return make_model(VOCABULARY, 5)
 
 
 class Letters:

@@ -6,8 +6,8 @@ import pytest
 from mixtures.holdout import held_out
 from mixtures.vocabulary import load_vocabulary
 from synth.phonebook import full_names
-from training_hook.evaluation.exact_match import encode_items
-from training_hook.evaluation.needle import Needle, held_out_texts, needle_items, score_needle
+from training_hook.evaluation.exact_match import encode_items, score_items
+from training_hook.evaluation.needle import Needle, held_out_texts, needle_items
 from training_hook.evaluation.trained import load_trained
 
 NEEDLE = re.compile(r"The special magic number for ([A-Za-z]+ [A-Za-z]+) is (\d{7})\.")
@@ -58,7 +58,8 @@ def test_haystacks_are_held_out_text(work):
 def test_scores_come_by_length_and_depth(work):
     trained = load_trained(work / "training", work / "tokenizer", "cpu")
     task = Needle((), (0, 100), num_items=3)
-    found = score_needle(trained.model, trained.vocabulary, 256, task, work / "mixture")
+    items = needle_items(trained.vocabulary, 256, task, work / "mixture")
+    found = score_items(trained.model, trained.vocabulary, items)
     groups = [(group["length"], group["depth"], group["asked"]) for group in found["groups"]]
     assert groups == [(length, depth, 3) for length in (128, 256) for depth in (0, 100)]
     assert found["asked"] == 12
@@ -78,7 +79,6 @@ def test_scores_come_by_length_and_depth(work):
     ],
 )
 def test_lengths_that_cannot_be_are_refused(work: Path, max_tokens, lengths, words):
-    trained = load_trained(work / "training", work / "tokenizer", "cpu")
-    task = Needle(lengths, (0,), 1)
+    vocabulary = load_vocabulary(work / "tokenizer")
     with pytest.raises(ValueError, match=words):
-        score_needle(trained.model, trained.vocabulary, max_tokens, task, work / "mixture")
+        needle_items(vocabulary, max_tokens, Needle(lengths, (0,), 1), work / "mixture")
