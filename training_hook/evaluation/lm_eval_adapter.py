@@ -19,7 +19,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -113,12 +113,13 @@ class CheckpointLM(TemplateLM):
                     f"sequences of {self.max_length}. Give the task a smaller max_gen_toks"
                 )
             prompts.append((self.tok_encode(context) or [self.eot_token_id])[-room:])
-            stops.append(handle_stop_sequences(wanted["until"], eos=None))
+            stops.append(wanted["until"])
             by_length.setdefault(length, []).append(number)
         texts = [""] * len(requests)
         for length, numbers in by_length.items():
             chosen = [prompts[number] for number in numbers]
-            found = generate(self.trained.model, chosen, length, [vocabulary.eos_id])
+            stop = list(vocabulary.special_ids.stops)
+            found = generate(self.trained.model, chosen, length, stop)
             for number, ids in zip(numbers, found, strict=True):
                 texts[number] = _until(vocabulary.decode(ids), stops[number])
         return texts
