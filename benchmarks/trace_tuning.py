@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from benchmarks.machine import about, write_result
-from flows.answers import evaluate_answers
 from flows.runs.sft_tiny import run as sft_tiny
 from mixtures.mixture import Mixture, Part, mix
 from mixtures.token_dataset import tokenize
@@ -28,6 +27,7 @@ from pipelines.curate import curate
 from pipelines.dataset import Dataset
 from pipelines.readers.parquet import ParquetReader
 from pipelines.recipe import Recipe, Source
+from training_hook.evaluation.answers import evaluate_answers
 from training_hook.sft import sft
 
 COLUMNS = ["id", "text", "messages"]

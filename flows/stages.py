@@ -269,19 +269,13 @@ def sft(
 def export(training: str, tokenizer: str, out: str) -> dict[str, Any]:
     """Writes the last checkpoint of a training run as a Hugging Face folder."""
     from mixtures.vocabulary import load_vocabulary
-    from training_hook.checkpoint import checkpoints, load_weights, read_checkpoint
+    from training_hook.checkpoint import last_checkpoint, load_weights, read_checkpoint
     from training_hook.config import HybridConfig
     from training_hook.export import export as write
 
-    found = checkpoints(Path(training) / "checkpoints") or checkpoints(Path(training))
-    if not found:
-        raise ValueError(
-            f"{training} holds no finished checkpoint (step-N); wanted the folder that "
-            f"`gristmill pretrain` wrote"
-        )
-    step, path = max(found.items())
+    path = last_checkpoint(Path(training))
     manifest = read_checkpoint(path)
-    config = HybridConfig(**manifest["run"]["model"])
+    step, config = manifest["step"], HybridConfig(**manifest["run"]["model"])
     vocabulary = load_vocabulary(tokenizer)
     if vocabulary.fingerprint != manifest["mixture"]["vocabulary"]:
         raise ValueError(
@@ -331,11 +325,34 @@ def evaluate(
     training: str, tokenizer: str, out: str, number: int = 200, chat: bool = False, seed: int = 7
 ) -> dict[str, Any]:
     """Asks a model held-out problems and writes the share of right answers as JSON to `out`."""
-    from flows.answers import evaluate_answers
+    from training_hook.evaluation.answers import evaluate_answers
 
     say(f"evaluate: asking {training} held-out problems")
     result = evaluate_answers(training, tokenizer, number, chat, seed)
     write_json(Path(out), result)
+    return result
+
+
+def evaluate_tasks(
+    training: str,
+    tokenizer: str,
+    out: str,
+    tasks: tuple[str, ...],
+    mixture: str = "",
+    by: str = "",
+    datasets: tuple[str, ...] = (),
+    number: int = 200,
+    chat: bool = False,
+    lm_eval: str = "",
+) -> dict[str, Any]:
+    """Asks a model tasks by name and writes the results as JSON to `out`."""
+    from training_hook.evaluation.tasks import Settings, describe
+    from training_hook.evaluation.tasks import evaluate_tasks as run
+
+    settings = Settings(mixture, by, tuple(datasets), number, chat, lm_eval)
+    result = run(training, tokenizer, tasks, settings)
+    write_json(Path(out), result)
+    say(describe(result))
     return result
 
 

@@ -17,7 +17,7 @@ from pipelines.dataset import write_json
 from pipelines.progress import say
 from training_hook.checkpoint import checkpoints
 from training_hook.determinism import deterministic_algorithms
-from training_hook.evaluate import PartScore, total_score
+from training_hook.evaluation.bits_per_byte import PartScore, total_score
 from training_hook.identity import check_identity, environment, mixture_identity
 from training_hook.loop import Training
 from training_hook.memory import GIB, check_memory, count_memory, free_memory

@@ -57,6 +57,23 @@ def checkpoints(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def last_checkpoint(folder: Path) -> Path:
+    """Returns the last checkpoint of a run, or of a folder of them; a checkpoint is its own.
+
+    Raises:
+        ValueError: there is no finished one.
+    """
+    if (folder / MODEL).is_dir():
+        return folder
+    found = checkpoints(folder / "checkpoints") or checkpoints(folder)
+    if not found:
+        raise ValueError(
+            f"{folder} holds no finished checkpoint (step-N); wanted the folder that "
+            "`gristmill pretrain` or `gristmill sft` wrote"
+        )
+    return found[max(found)]
+
+
 def save_checkpoint(
     directory: Path,
     step: int,

@@ -21,7 +21,12 @@ from pipelines.progress import Bar, progress, say
 from training_hook.batches import Prefetch
 from training_hook.checkpoint import MODEL, checkpoints, load_tensors, read_checkpoint
 from training_hook.device import energy_counter
-from training_hook.evaluate import evaluate, held_out_documents, num_rows, total_score
+from training_hook.evaluation.bits_per_byte import (
+    evaluate,
+    held_out_documents,
+    num_rows,
+    total_score,
+)
 from training_hook.guard import Guard
 from training_hook.identity import (
     check_identity,

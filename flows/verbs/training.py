@@ -189,15 +189,43 @@ def evaluate(
     training: Annotated[str, typer.Argument(help="Checkpoint or training folder.")],
     tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer.")],
     out: Annotated[str, typer.Option(help="File to write the result to, JSON.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="phonebook, needle (both with sizes, such as phonebook:8,16), arithmetic, "
+            "bits_per_byte; repeat for more. Held-out problems alone, where none is given."
+        ),
+    ] = None,
+    mixture: Annotated[
+        str, typer.Option(help="Whose held-out documents needle and bits_per_byte take.")
+    ] = "",
+    by: Annotated[
+        str, typer.Option(help="Column for bits_per_byte, such as source, language or domain.")
+    ] = "",
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Curated dataset that has the column; repeat for more.")
+    ] = None,
+    lm_eval: Annotated[
+        str, typer.Option(help="Folder for the items as tasks of lm-evaluation-harness.")
+    ] = "",
     problems: Annotated[int, typer.Option(help="Held-out problems of each family.")] = 200,
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask through the chat template, after fine-tuning.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Ask a model held-out problems: the share of exactly right answers, with its interval."""
+    """Ask a model held-out problems and tasks: exact answers with intervals, bits per byte."""
     with errors():
-        result = stage("evaluate", False)(
-            training=training, tokenizer=tokenizer, out=out, number=problems, chat=chat
-        )
+        given = {"training": training, "tokenizer": tokenizer, "out": out}
+        given |= {"number": problems, "chat": chat}
+        if task:
+            chosen = {"tasks": tuple(task), "mixture": mixture, "by": by}
+            chosen |= {"datasets": tuple(dataset or ()), "lm_eval": lm_eval}
+            result = stage("evaluate_tasks", False)(**given, **chosen)
+        elif mixture or by or dataset or lm_eval:
+            raise ValueError(
+                "evaluate: --mixture, --by, --dataset and --lm-eval belong to a --task"
+            )
+        else:
+            result = stage("evaluate", False)(**given)
         show_result(result, as_json, f"answers: {out}")

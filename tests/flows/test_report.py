@@ -36,7 +36,7 @@ from pipelines.explain import compared, examples, why
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.recipe import Recipe, Source
 from pipelines.step import Cut
-from training_hook.evaluate import PartScore
+from training_hook.evaluation.bits_per_byte import PartScore
 from training_hook.metrics import MetricsWriter
 
 HOSTILE = (

@@ -1,4 +1,4 @@
-"""Exact answers without decoding: one forward pass tells what greedy decoding would say.
+"""Exact answers without decoding: one forward pass tells whether greedy decoding would give them.
 
 The true answer is fed behind the prompt. Greedy decoding gives that answer if and only if the
 likeliest token is the right one at each of its places: as long as they agree, both have seen the
@@ -15,17 +15,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from training_hook.evaluation.share import share
 from training_hook.model import HybridModel
 
 BATCH_TOKENS = 32_768
+HEAD_ROWS = 4_096
+"""Targets whose logits exist at a time: 2 GB in FP32 with 131,072 ids."""
 
 
 class Encoder(Protocol):
     """What is asked of a vocabulary."""
-
-    eos_id: int
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, without any special token."""
@@ -40,7 +41,7 @@ class Item:
     prompt: str
     answer: str
     """With the white space that stands before it."""
-    labels: Mapping[str, int]
+    labels: Mapping[str, int | str]
     """What scores are told apart by, for example the number of entries."""
 
 
@@ -61,6 +62,8 @@ class Match:
     """Of the answer."""
     right_tokens: int
     """Of them, the ones that are likeliest where all before them are right."""
+    log_likelihood: float
+    """Of the answer, in nats."""
 
     @property
     def exact(self) -> bool:
@@ -123,14 +126,48 @@ def match_items(
             places.append(np.arange(len(answer)) + item.answer_start - 1)
             targets.append(answer)
         hidden = model.hidden(torch.from_numpy(tokens).to(device)).hidden
-        row, place = (torch.from_numpy(np.concatenate(part)).to(device) for part in (rows, places))
-        likeliest = model.lm_head(hidden[row, place]).argmax(-1).cpu().numpy()
-        right = likeliest == np.concatenate(targets)
+        row, place, target = (
+            torch.from_numpy(np.concatenate(part)).to(device) for part in (rows, places, targets)
+        )
+        right, likelihood = _predictions(model, hidden[row, place], target)
         ends = np.cumsum([len(target) for target in targets])[:-1]
-        for number, part in zip(numbers, np.split(right, ends), strict=True):
-            found[number] = Match(len(part), int(part.sum()))
+        parts = zip(numbers, np.split(right, ends), np.split(likelihood, ends), strict=True)
+        for number, is_right, nats in parts:
+            found[number] = Match(len(is_right), int(is_right.sum()), float(nats.sum()))
         advance(len(numbers))
     return [found[number] for number in range(len(items))]
+
+
+def _predictions(
+    model: HybridModel, hidden: Tensor, targets: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of each target whether it is the likeliest token, and its log-likelihood.
+
+    Args:
+        model: whose head makes the logits.
+        hidden: (targets, hidden_size).
+        targets: ids, (targets,).
+    """
+    right, likelihoods = [], []
+    for some, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
+        logits = model.lm_head(some)
+        right.append(logits.argmax(-1) == wanted)
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        likelihood = torch.log_softmax(logits.to(exact), dim=-1)
+        likelihoods.append(likelihood.gather(1, wanted[:, None])[:, 0].double())
+    return torch.cat(right).cpu().numpy(), torch.cat(likelihoods).cpu().numpy()
+
+
+def score_items(
+    model: HybridModel,
+    vocabulary: Encoder,
+    items: Sequence[Item],
+    batch_tokens: int = BATCH_TOKENS,
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Asks a model items; see `match_items` for the arguments and `summarise` for the result."""
+    encoded = encode_items(vocabulary, items)
+    return summarise(items, encoded, match_items(model, encoded, batch_tokens, advance))
 
 
 def check_lengths(name: str, items: Sequence[EncodedItem], max_tokens: int, remedy: str) -> None:
@@ -157,7 +194,7 @@ def summarise(
         answers' tokens that are likeliest behind the true ones), and `groups`: the same for each
         combination of labels, ascending, with the labels and `tokens`, the longest item.
     """
-    groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    groups: dict[tuple[tuple[str, int | str], ...], list[int]] = {}
     for number, item in enumerate(items):
         groups.setdefault(tuple(item.labels.items()), []).append(number)
     rows = []

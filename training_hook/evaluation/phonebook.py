@@ -16,8 +16,7 @@ from training_hook.evaluation.exact_match import (
     Item,
     check_lengths,
     encode_items,
-    match_items,
-    summarise,
+    score_items,
 )
 from training_hook.model import HybridModel
 
@@ -73,17 +72,22 @@ def score_phonebook(
     Raises:
         ValueError: a list that was asked for is too long, or none fits.
     """
-    items, encoded = [], []
+    items = phonebook_items(vocabulary, max_tokens, task)
+    return score_items(model, vocabulary, items, batch_tokens, advance)
+
+
+def phonebook_items(vocabulary: Encoder, max_tokens: int, task: Phonebook) -> list[Item]:
+    """Returns the items of all lengths; see `score_phonebook`."""
+    items = []
     for entries in task.entries or ENTRIES:
         more = task.items(entries)
-        more_encoded = encode_items(vocabulary, more)
-        if not task.entries and max(len(e.tokens) - 1 for e in more_encoded) > max_tokens:
+        encoded = encode_items(vocabulary, more)
+        if not task.entries and max(len(item.tokens) - 1 for item in encoded) > max_tokens:
             break
+        check_lengths("phonebook", encoded, max_tokens, "ask for shorter lists")
         items += more
-        encoded += more_encoded
     if not items:
         raise ValueError(
             f"phonebook: no list of {ENTRIES[0]} entries fits into {max_tokens:,} tokens"
         )
-    check_lengths("phonebook", encoded, max_tokens, "ask for shorter lists")
-    return summarise(items, encoded, match_items(model, encoded, batch_tokens, advance))
+    return items

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training_hook.config import HybridConfig
 from training_hook.evaluation.exact_match import (
     EncodedItem,
     Item,
@@ -24,26 +23,8 @@ VOCABULARY = 24
 
 
 @pytest.fixture(scope="module")
-def model() -> HybridModel:
-    """A model whose likeliest token depends on what stands before."""
-    config = HybridConfig(
-        hybrid_override_pattern="M-*-",
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        mamba_num_heads=2,
-        mamba_head_dim=8,
-        n_groups=1,
-        ssm_state_size=8,
-        chunk_size=8,
-        initializer_range=0.3,
-    )
-    model = HybridModel(config)
-    model.reset_parameters(torch.Generator().manual_seed(5))
-    return model
+def model(make_model: Callable[[int, int], HybridModel]) -> HybridModel:
+    return make_model(VOCABULARY, 5)
 
 
 class Letters:
@@ -95,11 +76,13 @@ def test_right_tokens_are_those_that_are_likeliest_behind_the_true_ones(model):
     assert sum(done) == len(items)
     assert len(done) > 2
     for item, match in zip(items, found, strict=True):
-        right = 0
+        right, nats = 0, 0.0
         for place in range(item.answer_start, len(item.tokens)):
-            logits = model(torch.from_numpy(item.tokens[None, :place]))[0, -1]
+            logits = model(torch.from_numpy(item.tokens[None, :place]))[0, -1].double()
             right += int(logits.argmax()) == item.tokens[place]
-        assert match == Match(len(item.tokens) - item.answer_start, right)
+            nats += torch.log_softmax(logits, 0)[item.tokens[place]].item()
+        assert (match.tokens, match.right_tokens) == (len(item.tokens) - item.answer_start, right)
+        assert match.log_likelihood == pytest.approx(nats, rel=1e-5)
 
 
 def test_items_are_encoded_as_their_prompt_goes_on():
@@ -124,7 +107,8 @@ def test_items_that_are_too_long_are_refused():
 def test_a_summary_tells_groups_apart_by_their_labels():
     items = [Item(str(n), "p", "a", {"entries": n % 2, "depth": n // 4}) for n in range(6)]
     encoded = [EncodedItem(np.arange(5 + n), 3) for n in range(6)]
-    matches = [Match(2, 2), Match(2, 1), Match(2, 0), Match(4, 4), Match(2, 2), Match(2, 2)]
+    tokens = [(2, 2), (2, 1), (2, 0), (4, 4), (2, 2), (2, 2)]
+    matches = [Match(number, right, -1.0) for number, right in tokens]
     found = summarise(items, encoded, matches)
     assert (found["right"], found["asked"], found["token_accuracy"]) == (4, 6, 11 / 14)
     rows = [(g["entries"], g["depth"], g["right"], g["asked"]) for g in found["groups"]]

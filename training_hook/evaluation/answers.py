@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mixtures.chat_template import render
-from mixtures.vocabulary import Vocabulary, load_vocabulary
+from mixtures.vocabulary import Vocabulary
 from synth.families import FAMILIES
 from synth.problems import Problem, take
 from synth.prompt_layout import ChatLayout, PlainLayout
-from training_hook.checkpoint import checkpoints, load_weights, read_checkpoint
-from training_hook.config import HybridConfig
+from training_hook.evaluation.exact_match import Item
 from training_hook.evaluation.share import share
+from training_hook.evaluation.trained import Trained, load_trained
 from training_hook.generate import generate
 from training_hook.model import HybridModel
 
@@ -43,16 +41,17 @@ def evaluate_answers(
         together, and `examples`.
 
     Raises:
-        ValueError: there is no checkpoint, or a family has not as many held-out problems.
+        ValueError: there is no checkpoint, it is of another vocabulary, or a family has not as many
+            held-out problems.
     """
-    found = checkpoints(Path(training) / "checkpoints") or checkpoints(Path(training))
-    if not found:
-        raise ValueError(f"{training} holds no finished checkpoint (step-N)")
-    step, path = max(found.items())
-    model = HybridModel(HybridConfig(**read_checkpoint(path)["run"]["model"]))
-    model.load_state_dict(load_weights(path), strict=not model.config.tie_word_embeddings)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    vocabulary = load_vocabulary(tokenizer)
+    return ask_problems(load_trained(training, tokenizer, device), number, chat, seed)
+
+
+def ask_problems(
+    trained: Trained, number: int = 200, chat: bool = False, seed: int = 7
+) -> dict[str, Any]:
+    """Asks a loaded model; see `evaluate_answers`."""
+    model, vocabulary = trained.model, trained.vocabulary
     families: dict[str, Any] = {}
     examples: list[dict[str, Any]] = []
     for name, family in FAMILIES.items():
@@ -69,7 +68,19 @@ def evaluate_answers(
     total = share(
         sum(f["right"] for f in families.values()), sum(f["asked"] for f in families.values())
     )
-    return {"step": step, "chat": chat, **total, "families": families, "examples": examples}
+    return {"step": trained.step, "chat": chat, **total, "families": families, "examples": examples}
+
+
+def problem_items(number: int = 200, seed: int = 7) -> list[Item]:
+    """Returns the problems that `ask_problems` asks as plain text, as items with their answers."""
+    layout = PlainLayout()
+    return [
+        Item(
+            problem.id, layout.prompt(problem.question)["prompt"], problem.answer, {"family": name}
+        )
+        for name, family in FAMILIES.items()
+        for problem in take(family, "heldout", seed, number)
+    ]
 
 
 def _answers(

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -7,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixtures.holdout import HeldOut
-from training_hook.config import HybridConfig
-from training_hook.evaluate import evaluate, pack, total_score
+from training_hook.evaluation.bits_per_byte import evaluate, pack, total_score
 from training_hook.model import HybridModel
 
 END = 2
@@ -16,25 +16,8 @@ VOCABULARY = 48
 
 
 @pytest.fixture(scope="module")
-def model() -> HybridModel:
-    config = HybridConfig(
-        hybrid_override_pattern="M-*-",
-        vocab_size=VOCABULARY,
-        hidden_size=24,
-        intermediate_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        mamba_num_heads=2,
-        mamba_head_dim=8,
-        n_groups=1,
-        ssm_state_size=8,
-        chunk_size=8,
-        initializer_range=0.3,
-    )
-    model = HybridModel(config)
-    model.reset_parameters(torch.Generator().manual_seed(0))
-    return model
+def model(make_model: Callable[[int, int], HybridModel]) -> HybridModel:
+    return make_model(VOCABULARY, 0)
 
 
 def documents(lengths: list[int], part: str = "text", seed: int = 0) -> list[HeldOut]:
