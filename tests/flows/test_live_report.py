@@ -31,7 +31,7 @@ from flows.training_report import loss_lines
 from mixtures.artifact import exclusive, is_held
 from pipelines.dataset import write_json
 from tests.training_hook.small_corpus import make_corpus, tiny_run
-from training_hook.evaluate import PartScore
+from training_hook.evaluation.bits_per_byte import PartScore
 from training_hook.metrics import STEPS, MetricsWriter
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
