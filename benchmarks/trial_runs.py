@@ -127,4 +127,5 @@ def to_run(parameters: dict[str, Any]) -> PretrainRun:
     """Returns the run that `PretrainRun.parameters` described."""
     model = HybridConfig(**parameters["model"])
     betas = parameters["betas"][0], parameters["betas"][1]
-    return PretrainRun(**{**parameters, "model": model, "betas": betas})
+    ramp = tuple((share, size) for share, size in parameters["batch_ramp"])
+    return PretrainRun(**{**parameters, "model": model, "betas": betas, "batch_ramp": ramp})

@@ -22,7 +22,7 @@ from synth.families import FAMILIES
 from synth.problems import take
 from training_hook.checkpoint import checkpoints
 from training_hook.config import HybridConfig
-from training_hook.export import import_hf
+from training_hook.import_hf import import_hf
 from training_hook.metrics import read_metrics
 from training_hook.model import num_parameters
 from training_hook.pretrain import pretrain
@@ -44,7 +44,7 @@ def test_trial_runs_have_the_same_size_and_over_100_million_parameters():
     assert hybrid().total_steps * hybrid().tokens_per_step == hybrid().total_tokens > 100e6
 
 
-@pytest.mark.parametrize("run", [hybrid(), transformer()])
+@pytest.mark.parametrize("run", [hybrid(), replace(transformer(), batch_ramp=((0.1, 32),))])
 def test_to_run_gives_back_what_was_written(run):
     assert to_run(json.loads(json.dumps(run.parameters()))) == run
     assert isinstance(to_run(run.parameters()).model, HybridConfig)
