@@ -176,6 +176,25 @@ def test_live_state_is_what_the_run_is(tmp_path: Path) -> None:
     assert report.data()["state"] == "finished"
 
 
+def test_live_report_that_cannot_be_read_says_why(tmp_path: Path, capsys) -> None:
+    add_step(begin(tmp_path), 1)
+    note = tmp_path / "run.json"
+    content = note.read_text()
+    with serving(open_server(tmp_path, 0)) as address:
+        for damage, status, words in (
+            (note.unlink, 503, "run.json went away while it was read"),
+            (lambda: note.write_text('{"run'), 500, "JSONDecodeError"),
+        ):
+            damage()
+            with pytest.raises(HTTPError) as failed:
+                data_of(address)
+            assert (failed.value.code, words in failed.value.read().decode()) == (status, True)
+            failed.value.close()
+        note.write_text(content)
+        assert data_of(address)["progress"]["step"] == 1
+    assert "JSONDecodeError" in capsys.readouterr().err  # the terminal has the whole story
+
+
 def test_live_report_of_no_run_says_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no folder .*/absent; wanted"):
         open_server(tmp_path / "absent", 0)

@@ -198,6 +198,17 @@ def test_sft_of_sft_goes_on_from_its_weights(corpus, unbroken, tmp_path):
     assert summary["held_out_loss"]["before"]["chat"] == pytest.approx(alone["chat"], rel=1e-5)
 
 
+def test_sft_of_an_export_begins_as_that_of_its_checkpoint(corpus, unbroken, tmp_path):
+    base = max(checkpoints(corpus / "base" / "checkpoints").values())
+    vocabulary = load_vocabulary(corpus / "vocabulary")
+    export(load_weights(base), MODEL, vocabulary, tmp_path / "hf", [])
+    run = chat_run().with_steps(1)
+    summary = sft(run, corpus / "chat-mixture", tmp_path / "hf", tmp_path / "run")
+    alone = json.loads((unbroken / "manifest.json").read_text())
+    assert summary["held_out_loss"]["before"] == alone["held_out_loss"]["before"]
+    assert summary["start"]["origin"] == {"vocabulary": vocabulary.fingerprint}
+
+
 RUN = """
 from pathlib import Path
 import torch
