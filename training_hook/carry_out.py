@@ -43,10 +43,7 @@ def carry_out(
     with join_ranks(pick_device(device)) as (ranks, own_device):
         check_ranks(run, ranks)
         with exclusive(out) if ranks.is_first else nullcontext():
-            if own_device.type == "cuda" and not (out / "manifest.json").exists():
-                # before the folder is this run's
-                check_memory(run, free_memory(own_device), ranks.world_size)
-            summary = _claim(out, run, plan, start, ranks)
+            summary = _claim(out, run, plan, start, ranks, own_device)
             if summary is not None:
                 say(f"{run.name}: {out} is finished already")
             else:
@@ -78,21 +75,30 @@ def check_ranks(run: PretrainRun, ranks: Ranks) -> None:
 
 
 def _claim(
-    out: Path, run: PretrainRun, plan: Plan, start: Start | None, ranks: Ranks
+    out: Path,
+    run: PretrainRun,
+    plan: Plan,
+    start: Start | None,
+    ranks: Ranks,
+    device: torch.device,
 ) -> dict[str, Any] | None:
     """Does what `claim` does on the first rank; the others learn whether the run has ended.
 
+    Before that, and so before the folder is this run's, every rank looks at its GPU's memory.
+
     Raises:
-        ValueError: the folder is another run's.
+        ValueError: the folder is another run's, or the run does not fit into a rank's memory.
     """
     refusal, summary = None, None
-    if ranks.is_first:
-        try:
+    try:
+        if device.type == "cuda" and not (out / "manifest.json").exists():
+            check_memory(run, free_memory(device), ranks.world_size)
+        if ranks.is_first:
             summary = claim(out, run, plan, start)
-        except ValueError as error:
-            refusal = error
+    except ValueError as error:
+        refusal = error
     if ranks.any(refusal is not None):
-        raise refusal or ValueError(f"{run.name}: the first rank refused {out}; it says why")
+        raise refusal or ValueError(f"{run.name}: another rank refused {out}; it says why")
     if ranks.any(summary is not None):
         return summary or {"status": "finished"}
     return None

@@ -32,10 +32,10 @@ def estimate(run: PretrainRun, device: str | None = None) -> dict[str, Any]:
         "flops_per_token": flops,
         "flops": flops * tokens,
         "state_bytes": memory.state,
-        "checkpoint_host_bytes": checkpoint_host_bytes(run),
         "cast_bytes": memory.casts,
         "activation_bytes": memory.activations,
         "gpu_memory_bytes": memory.estimate,
+        "checkpoint_host_bytes": checkpoint_host_bytes(run),
         "matrix_flops_per_second": rate,
         "seconds_at_40_percent": flops * tokens / (0.4 * rate),
     }

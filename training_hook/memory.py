@@ -2,8 +2,8 @@
 
 Two parts. What is certain: 16 bytes a parameter (FP32 weights and gradients, two moments) and the
 casts of weights that a step holds; they are all there at once, so a run that they do not fit in is
-refused. Of several ranks each has its share of the former, and, unless the run gathers by layer
-(`reshard`), the weights and gradients as a whole. What is estimated: the inputs of products, norms,
+refused. Of several GPUs each has its share, and beside it all weights and gradients unless the run
+reshards them (`training_hook.shards`). What is estimated: the inputs of products, norms,
 convolutions, scans and attention that one micro batch keeps for the backward pass of compiled
 layers, and a chunk of the head's logits.
 
@@ -26,7 +26,7 @@ from training_hook.run import PretrainRun
 STATE_BYTES = 16
 """A parameter's weight, gradient and two moments, FP32 each."""
 GATHERED_BYTES = 8
-"""A parameter's weight and gradient, whole beside the shards."""
+"""Of each parameter on every rank: its weight and gradient, where they are gathered for a step."""
 HELD_BYTES = 2
 """Of a weight's cast: BF16, or FP8 as it is and transposed."""
 LOGIT_ROWS = 4096
@@ -58,8 +58,8 @@ class Memory:
         return self.certain + self.activations + self.head
 
 
-def count_memory(run: PretrainRun, ranks: int = 1) -> Memory:
-    """Returns what a run takes on each of so many GPUs; nothing is built.
+def count_memory(run: PretrainRun, world_size: int = 1) -> Memory:
+    """Returns what a run takes on each of `world_size` GPUs; nothing is built.
 
     A layer's `kept_bytes(config, width, product_width)` are those of a token in a compiled layer,
     where a value of the hidden states has `width` bytes, and one of a product's input, as it is
@@ -83,52 +83,64 @@ def count_memory(run: PretrainRun, ranks: int = 1) -> Memory:
                 for name, shape in shapes.items()
                 if name.startswith(prefix) and name.endswith("proj.weight")
             )
+    reshards = run.reshard and world_size > 1
+    casts = 0 if reshards else casts
     table = model.vocab_size * model.hidden_size
-    if width != torch.float32.itemsize:
+    if width != torch.float32.itemsize and not reshards:
         casts += HELD_BYTES * table
     # before and after the last norm, and the gradient that the head keeps instead of logits
     kept += 3 * width * model.hidden_size
     logits = 2 * width * model.vocab_size * min(LOGIT_ROWS, tokens)  # and their gradient
-    parameters = num_parameters(model)
-    by_layer = run.reshard and ranks > 1
-    gathered = 0 if by_layer or ranks == 1 else GATHERED_BYTES * parameters
+    if reshards:  # both tables stay gathered from the forward to the backward pass
+        logits += 4 * table * (1 if model.tie_word_embeddings else 2)
     return Memory(
-        state=STATE_BYTES * parameters // ranks + gathered,
-        casts=0 if by_layer else casts,
+        state=_state_bytes(run, world_size),
+        casts=casts,
         activations=kept * tokens,
         head=4 * table + logits,
     )
 
 
-def check_memory(run: PretrainRun, available: int, ranks: int = 1) -> None:
+def _state_bytes(run: PretrainRun, world_size: int) -> int:
+    parameters = num_parameters(run.model)
+    if world_size == 1 or run.reshard:
+        return STATE_BYTES * parameters // world_size
+    # the shards of gradients come as whole ones go
+    return (STATE_BYTES - 4) * parameters // world_size + GATHERED_BYTES * parameters
+
+
+def check_memory(run: PretrainRun, available: int, world_size: int = 1) -> None:
     """Checks that a run fits into a GPU's memory, and warns where it may not.
 
     Args:
         run: what to train.
         available: bytes that are free, see `free_memory`.
-        ranks: GPUs that share the run.
+        world_size: GPUs that train it.
 
     Raises:
         ValueError: what is certain alone is more.
     """
-    need = count_memory(run, ranks)
+    need = count_memory(run, world_size)
+    several = "several GPUs (torchrun) and reshard=True"
+    if world_size > 1:
+        several = "more GPUs" if run.reshard else "reshard=True"
     if need.certain > available:
         raise ValueError(
-            f"{run.name}: training takes at least {_gib(need.certain)} of GPU memory "
+            f"{run.name}: training takes at least {_gib(need.certain)} of a GPU's memory "
             f"({_gib(need.state)} for weights, gradients and moments of "
             f"{num_parameters(run.model):,} parameters in FP32, {_gib(need.casts)} for casts of "
             f"weights) before any activation, and {_gib(available)} are free. Take a GPU with "
-            "more memory or several GPUs (with reshard=True each needs the least), end what else "
-            "runs on this one, or train a smaller model; a smaller micro_batch_size is not enough"
+            f"more memory, {several}, or a smaller model, or end what else runs on this one; a "
+            "smaller micro_batch_size is not enough"
         )
     if need.estimate > available:
         fp8 = ", or linear_recipe='fp8_tensor'" if run.linear_recipe == "plain" else ""
         say(
-            f"{run.name}: training takes about {_gib(need.estimate)} of GPU memory, "
+            f"{run.name}: training takes about {_gib(need.estimate)} of a GPU's memory, "
             f"{_gib(need.activations)} of it for a micro batch of {run.micro_batch_size} * "
             f"{run.sequence_length:,} tokens, and {_gib(available)} are free, so it may run out. "
             f"Should it, take a smaller micro_batch_size (losses stay the same up to rounding)"
-            f"{fp8}, or a GPU with more memory"
+            f"{fp8}, {several}, or a GPU with more memory"
         )
 
 

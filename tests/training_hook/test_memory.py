@@ -83,7 +83,7 @@ def test_run_that_cannot_fit_is_refused_with_the_numbers():
     run = hybrid_8b()
     need = count_memory(run)
     assert need.certain > 79 * GIB
-    with pytest.raises(ValueError, match=r"at least \d+\.\d GiB of GPU memory") as refused:
+    with pytest.raises(ValueError, match=r"at least \d+\.\d GiB of a GPU's memory") as refused:
         check_memory(run, 79 * GIB)
     message = str(refused.value)
     for words in (f"{need.certain / GIB:.1f} GiB", "79.0 GiB are free", "a smaller model"):
@@ -104,22 +104,23 @@ def test_run_is_refused_only_for_what_is_certain(capsys):
         check_memory(run, need.certain - 1)
 
 
+def test_memory_of_several_gpus_is_a_share_and_what_is_gathered():
+    run = hybrid_8b()
+    alone, parameters = count_memory(run), count_memory(run).state // STATE_BYTES
+    gathered = count_memory(run, 8)
+    assert gathered.state == 12 * parameters // 8 + 8 * parameters
+    assert gathered.casts == alone.casts
+    spread = count_memory(replace(run, reshard=True), 8)
+    assert (spread.state, spread.casts) == (2 * parameters, 0)
+    assert count_memory(replace(run, reshard=True)) == alone  # of one GPU it says nothing
+    with pytest.raises(ValueError, match=r"several GPUs \(torchrun\) and reshard=True"):
+        check_memory(run, 60 * GIB)
+    with pytest.raises(ValueError, match="more memory, reshard=True, or a smaller model"):
+        check_memory(run, 60 * GIB, 8)
+    check_memory(replace(run, reshard=True), 60 * GIB, 8)
+
+
 def test_warning_names_fp8_where_the_run_is_plain(capsys):
     run: PretrainRun = replace(hybrid_1b(), linear_recipe="plain")
     check_memory(run, 30 * GIB)
     assert "linear_recipe='fp8_tensor'" in capsys.readouterr().err
-
-
-def test_several_gpus_share_the_state_of_a_run():
-    run = hybrid_1b()
-    alone, two, eight = (count_memory(run, ranks) for ranks in (1, 2, 8))
-    parameters = alone.state // STATE_BYTES
-    assert two.state == parameters * (8 + 8)  # weights and gradients whole, beside the shards
-    assert eight.state == parameters * (2 + 8)
-    by_layer = count_memory(replace(run, reshard=True), 8)
-    assert (by_layer.state, by_layer.casts) == (parameters * 2, 0)
-    assert by_layer.activations == eight.activations == alone.activations
-    assert count_memory(replace(run, reshard=True)) == alone
-    check_memory(run, eight.certain, 8)
-    with pytest.raises(ValueError, match="several GPUs"):
-        check_memory(run, eight.certain)
