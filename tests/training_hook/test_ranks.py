@@ -48,7 +48,7 @@ def fp8_run() -> PretrainRun:
 
 RUNS = {
     "plain": small_run(),
-    "reshard": small_run(reshard=True).with_steps(6),
+    "reshard": small_run(reshard=True, batch_ramp=((0.5, 4),)).with_steps(6),
     "fp8": fp8_run(),
     "compiled": small_run(backend="aot_eager").with_steps(2),
 }
@@ -65,8 +65,10 @@ from training_hook.pretrain import pretrain
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
+mixture, out, start = map(Path, sys.argv[1:])
 for name, run in (*RUNS.items(), ("resumed", RUNS["plain"])):
-    pretrain(run, Path(sys.argv[1]), Path(sys.argv[2]) / name, device="cpu")
+    pretrain(run, mixture, out / name, device="cpu")
+pretrain(RUNS["plain"].with_steps(2), mixture, out / "started", device="cpu", start=start)
 dist.destroy_process_group()
 """
 
@@ -104,7 +106,7 @@ def both(corpus, alone, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("both")
     cut_back(alone / "plain", out / "resumed", 10)
     (out / "worker.py").write_text(WORKER)
-    worker = start([out / "worker.py", corpus / "mixture", out], out)
+    worker = start([out / "worker.py", corpus / "mixture", out, alone / "plain"], out)
     stdout, stderr = worker.communicate(timeout=300)
     assert worker.returncode == 0, stdout + stderr
     assert "ranks 1 then, 2 now" in stderr
@@ -195,6 +197,14 @@ def test_two_ranks_go_on_from_one_process(alone, both):
     assert_close_runs(both / "resumed", alone / "plain", 1e-5)
     ours, theirs = (read_metrics(out)["loss"] for out in (both / "resumed", alone / "plain"))
     assert ours[:10].equals(theirs[:10])
+
+
+def test_two_ranks_start_from_weights_of_one_process(corpus, alone, both, tmp_path):
+    run, begin = RUNS["plain"].with_steps(2), alone / "plain"
+    pretrain(run, corpus / "mixture", tmp_path / "run", device="cpu", start=begin)
+    assert_close_runs(both / "started", tmp_path / "run", 1e-5)
+    first, last = (read_metrics(out)["loss"] for out in (both / "started", begin))
+    assert first[0].as_py() < last[0].as_py() - 0.5
 
 
 def write_runs(folder: Path) -> None:
