@@ -209,15 +209,20 @@ def test_two_ranks_start_from_weights_of_one_process(corpus, alone, both, tmp_pa
 
 def write_runs(folder: Path) -> None:
     (folder / "my_runs.py").write_text(
+        f"import os\nimport resource\n"
         f"from training_hook.config import HybridConfig\n"
         f"from training_hook.run import PretrainRun\n"
         f"def run():\n    return {RUNS['plain']!r}\n"
+        f"def run_where_the_second_disk_is_full():\n"
+        f"    if os.environ['RANK'] == '1':\n"
+        f"        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))\n"
+        f"    return run()\n"
     )
 
 
-def command(corpus: Path, out: Path) -> list[object]:
+def command(corpus: Path, out: Path, run: str = "run") -> list[object]:
     paths = ["--mixture", corpus / "mixture", "--out", out, "--device", "cpu"]
-    return ["-m", "training_hook.pretrain", "my_runs:run", "--json", *paths]
+    return ["-m", "training_hook.pretrain", f"my_runs:{run}", "--json", *paths]
 
 
 def ranks_of(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
@@ -255,6 +260,17 @@ def test_rank_killed_and_rank_stopped_give_the_undisturbed_losses(corpus, both, 
     assert json.loads(stdout)["status"] == "finished"
     assert_same_run(out, both / "plain")
     assert not list(out.rglob(".*"))
+
+
+def test_full_disk_of_one_rank_ends_all_of_them(corpus, tmp_path):
+    write_runs(tmp_path)
+    out = tmp_path / "run"
+    worker = start(command(corpus, out, "run_where_the_second_disk_is_full"), tmp_path)
+    _, stderr = worker.communicate(timeout=120)
+    assert worker.returncode != 0
+    assert "model-00002-of-00002.safetensors could not be written" in stderr
+    assert "another rank could not write its part" in stderr
+    assert list((out / "checkpoints").iterdir()) == []
 
 
 def test_batch_that_does_not_divide_into_the_ranks_is_refused():
