@@ -148,10 +148,12 @@ class Training:
                 self._save()
             if last:
                 return
-            if self.ranks.any(stop.requested):
+            stopping, failed = self.ranks.any_of(stop.requested, self.saver.failed)
+            if failed:
+                self.saver.wait()
+            if stopping:
                 self.recorder.report(bar)
                 raise Stopped
-            self.saver.check()
             self._train_step(batches)
             if self.recorder.due:
                 self.recorder.report(bar)

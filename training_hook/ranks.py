@@ -47,8 +47,12 @@ class Ranks:
         return torch.stack(everyones).numpy()
 
     def any(self, flag: bool) -> bool:
-        """Returns whether the flag is set on a rank; also the point where ranks meet."""
-        return bool(self.gather(np.array(flag)).any())
+        """Returns whether a flag is set on a rank; also the point where ranks meet."""
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Returns for each flag whether it is set on a rank."""
+        return self.gather(np.array(flags)).any(0).tolist()
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Joins the rows of all ranks in the order of ranks, on their devices."""

@@ -64,14 +64,10 @@ class Saver:
             torch.cuda.current_stream().wait_event(self._copied)
             self._copied = None
 
-    def check(self) -> None:
-        """Raises what a checkpoint that was begun ran into, if it is known by now.
-
-        Raises:
-            OSError: the disk is full; the checkpoint before is whole.
-        """
-        if self._thread is not None and not self._thread.is_alive():
-            self.wait()
+    @property
+    def failed(self) -> bool:
+        """Whether it is known by now that a checkpoint could not be written; `wait` says why."""
+        return self._failure is not None
 
     def wait(self) -> None:
         """Waits until the checkpoint that was begun is written.

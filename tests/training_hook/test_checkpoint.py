@@ -1,3 +1,4 @@
+import itertools
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import resource
 import shutil
 import signal
 import stat
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -29,6 +33,7 @@ from training_hook.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from training_hook.rows import Rows
 
 FOLDERS = ("model", "exp_avg", "exp_avg_sq")
 
@@ -136,6 +141,39 @@ def test_shards_of_several_writers_load_as_one_tensor(tmp_path):
     (path / "model" / "shard-00001-model-00001-of-00001.safetensors").unlink()
     with pytest.raises(ValueError, match=r"1 shards in .* do not make up weight \[6, 2\]"):
         load_tensors(path, "model", into)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 4),
+    cuts=st.sets(st.integers(1, 8), max_size=4),
+    column_cut=st.integers(1, 4),
+    ranks=st.integers(1, 5),
+)
+def test_blocks_of_any_writers_load_into_rows_of_any_ranks(rows, columns, cuts, column_cut, ranks):
+    whole = torch.arange(1.0, rows * columns + 1).reshape(rows, columns)
+    borders = [0, *sorted(cut for cut in cuts if cut < rows), rows]
+    across = sorted({0, min(column_cut, columns), columns})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "model"
+        folder.mkdir()
+        blocks = itertools.product(itertools.pairwise(borders), itertools.pairwise(across))
+        for number, ((top, bottom), (left, right)) in enumerate(blocks):
+            offsets = json.dumps({"weight": {"saved_offsets": [top, left]}})
+            save_file(
+                {"weight": whole[top:bottom, left:right].contiguous()},
+                folder / f"{number}.safetensors",
+                metadata={"DCP_SHARDING_INFO": offsets},
+            )
+        share = -(-rows // ranks)
+        found = []
+        for rank in range(ranks):
+            first = min(rows, rank * share)
+            local = torch.zeros(min(rows, first + share) - first, columns)
+            load_tensors(folder.parent, "model", {"weight": Rows(local, first, (rows, columns))})
+            found.append(local)
+    assert torch.equal(torch.cat(found), whole)
 
 
 def test_checkpoint_of_another_shape_is_refused_with_names(tmp_path):

@@ -48,7 +48,7 @@ def fp8_run() -> PretrainRun:
 
 RUNS = {
     "plain": small_run(),
-    "reshard": small_run(reshard=True).with_steps(6),
+    "reshard": small_run(reshard=True, batch_ramp=((0.5, 4),)).with_steps(6),
     "fp8": fp8_run(),
     "compiled": small_run(backend="aot_eager").with_steps(2),
 }
@@ -65,8 +65,10 @@ from training_hook.pretrain import pretrain
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
+mixture, out, start = map(Path, sys.argv[1:])
 for name, run in (*RUNS.items(), ("resumed", RUNS["plain"])):
-    pretrain(run, Path(sys.argv[1]), Path(sys.argv[2]) / name, device="cpu")
+    pretrain(run, mixture, out / name, device="cpu")
+pretrain(RUNS["plain"].with_steps(2), mixture, out / "started", device="cpu", start=start)
 dist.destroy_process_group()
 """
 
@@ -104,7 +106,7 @@ def both(corpus, alone, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("both")
     cut_back(alone / "plain", out / "resumed", 10)
     (out / "worker.py").write_text(WORKER)
-    worker = start([out / "worker.py", corpus / "mixture", out], out)
+    worker = start([out / "worker.py", corpus / "mixture", out, alone / "plain"], out)
     stdout, stderr = worker.communicate(timeout=300)
     assert worker.returncode == 0, stdout + stderr
     assert "ranks 1 then, 2 now" in stderr
@@ -197,17 +199,30 @@ def test_two_ranks_go_on_from_one_process(alone, both):
     assert ours[:10].equals(theirs[:10])
 
 
+def test_two_ranks_start_from_weights_of_one_process(corpus, alone, both, tmp_path):
+    run, begin = RUNS["plain"].with_steps(2), alone / "plain"
+    pretrain(run, corpus / "mixture", tmp_path / "run", device="cpu", start=begin)
+    assert_close_runs(both / "started", tmp_path / "run", 1e-5)
+    first, last = (read_metrics(out)["loss"] for out in (both / "started", begin))
+    assert first[0].as_py() < last[0].as_py() - 0.5
+
+
 def write_runs(folder: Path) -> None:
     (folder / "my_runs.py").write_text(
+        f"import os\nimport resource\n"
         f"from training_hook.config import HybridConfig\n"
         f"from training_hook.run import PretrainRun\n"
         f"def run():\n    return {RUNS['plain']!r}\n"
+        f"def run_where_the_second_disk_is_full():\n"
+        f"    if os.environ['RANK'] == '1':\n"
+        f"        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))\n"
+        f"    return run()\n"
     )
 
 
-def command(corpus: Path, out: Path) -> list[object]:
+def command(corpus: Path, out: Path, run: str = "run") -> list[object]:
     paths = ["--mixture", corpus / "mixture", "--out", out, "--device", "cpu"]
-    return ["-m", "training_hook.pretrain", "my_runs:run", "--json", *paths]
+    return ["-m", "training_hook.pretrain", f"my_runs:{run}", "--json", *paths]
 
 
 def ranks_of(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
@@ -245,6 +260,17 @@ def test_rank_killed_and_rank_stopped_give_the_undisturbed_losses(corpus, both, 
     assert json.loads(stdout)["status"] == "finished"
     assert_same_run(out, both / "plain")
     assert not list(out.rglob(".*"))
+
+
+def test_full_disk_of_one_rank_ends_all_of_them(corpus, tmp_path):
+    write_runs(tmp_path)
+    out = tmp_path / "run"
+    worker = start(command(corpus, out, "run_where_the_second_disk_is_full"), tmp_path)
+    _, stderr = worker.communicate(timeout=120)
+    assert worker.returncode != 0
+    assert "model-00002-of-00002.safetensors could not be written" in stderr
+    assert "another rank could not write its part" in stderr
+    assert list((out / "checkpoints").iterdir()) == []
 
 
 def test_batch_that_does_not_divide_into_the_ranks_is_refused():

@@ -84,9 +84,10 @@ def test_full_disk_is_raised_where_training_goes_on(tmp_path):
     with full_disk(1 << 16):
         writes.save(2, weights(2.0), {})
         writes.settle()
-        with pytest.raises(OSError, match="could not be written"):
-            writes.check()
-    writes.check()  # it was raised once
+    assert writes.failed
+    with pytest.raises(OSError, match="could not be written"):
+        writes.wait()
+    assert not writes.failed  # it was raised once
     assert list(checkpoints(tmp_path)) == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     writes.save(3, weights(3.0), {})
