@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,27 @@ def test_right_tokens_are_those_that_are_likeliest_behind_the_true_ones(model):
             nats += torch.log_softmax(logits, 0)[item.tokens[place]].item()
         assert (match.tokens, match.right_tokens) == (len(item.tokens) - item.answer_start, right)
         assert match.log_likelihood == pytest.approx(nats, rel=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_a_gpu_says_what_the_cpu_says(model):
+    sizes = {"hidden_size": 128, "head_dim": 64, "mamba_head_dim": 64, "ssm_state_size": 64}
+    there = HybridModel(replace(model.config, **sizes, chunk_size=128, initializer_range=0.05))
+    there.reset_parameters(torch.Generator().manual_seed(5))
+    here = HybridModel(there.config)
+    here.load_state_dict(there.state_dict())
+    here.cuda().compute_dtype = torch.float32
+    generator = torch.Generator().manual_seed(2)
+    lengths = [(7, 5), (61, 12), (130, 9), (255, 3), (33, 1)]
+    items = [
+        EncodedItem(torch.randint(0, VOCABULARY, (p + a,), generator=generator).numpy(), p)
+        for p, a in lengths
+    ]
+    wanted, found = match_items(there, items, 300), match_items(here, items, 300)
+    likelihoods = [match.log_likelihood for match in wanted]
+    assert [match.log_likelihood for match in found] == pytest.approx(likelihoods, rel=1e-2)
 
 
 def test_items_are_encoded_as_their_prompt_goes_on():

@@ -22,6 +22,12 @@ from training_hook.export import export
 from training_hook.generate import generate
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps what `datasets` makes of our files out of the user's cache."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
 @pytest.fixture(scope="module")
 def trained(work: Path) -> Trained:
     return load_trained(work / "training", work / "tokenizer", "cpu")
