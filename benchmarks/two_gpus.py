@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.fp8_gpu import check_mixture
 from benchmarks.training_runs import in_blocks_of_128, short_1b, tiny
 from benchmarks.training_steps import WARM_STEPS, find_commit, measure, versions
 from flows.runs import hybrid_150m
@@ -59,10 +60,14 @@ def row_run(row: str, options: argparse.Namespace) -> PretrainRun:
     return replace(run, reshard=row == "two_reshard")
 
 
+def timed_steps(row: str, options: argparse.Namespace) -> int:
+    """Returns how many steps of a row are timed."""
+    return options.steps if row == "two" else options.short_steps
+
+
 def do_row(row: str, options: argparse.Namespace, out: Path) -> None:
     """Measures a row in this process, one of its ranks, and has the first one write it."""
-    run = row_run(row, options)
-    steps = options.steps if row == "two" else options.short_steps
+    run, steps = row_run(row, options), timed_steps(row, options)
     device = torch.device("cpu" if options.tiny else "cuda")
     with join_ranks(device) as (ranks, own), energy_counter(own) as joules:
         record = measure(run, options.mixture, own, steps, joules, options.profile, ranks)
@@ -136,6 +141,9 @@ def main() -> int:
     if options.row:
         do_row(options.row, options, options.row_out)
         return 0
+    for row in options.only:
+        taken = WARM_STEPS + timed_steps(row, options) + 1  # one for the profile
+        check_mixture(row_run(row, options).with_steps(taken), Plan(options.mixture))
     out = Path(os.environ["OUT"]) / "two_gpus.json"
     kept = (options.work or out.parent) / "two_gpus.json"
     settings = {name: getattr(options, name) for name in ("run", "recipe", "micro_batches", "tiny")}

@@ -52,7 +52,7 @@ class Ranks:
 
     def any_of(self, *flags: bool) -> list[bool]:
         """Returns for each flag whether it is set on a rank."""
-        return self.gather(np.array(flags)).any(0).tolist()
+        return [bool(of_ranks.any()) for of_ranks in self.gather(np.array(flags)).T]
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Joins the rows of all ranks in the order of ranks, on their devices."""
