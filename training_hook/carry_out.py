@@ -3,6 +3,7 @@
 Pretraining and fine-tuning share it; they differ in what they start from and what they refuse.
 """
 
+import gc
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from training_hook.memory import GIB, check_memory, count_memory, free_memory
 from training_hook.metrics import read_evaluations, read_metrics
 from training_hook.model import num_parameters
 from training_hook.ranks import Ranks, join_ranks
+from training_hook.roll_backs import Diverged, RollBack, go_back
 from training_hook.run import PretrainRun
 from training_hook.start import Start
 from training_hook.stop import Stop, stop_on_signals
@@ -113,14 +115,19 @@ def train(
     ranks: Ranks,
     stop: Stop,
 ) -> Training:
-    """Trains to the end or until a stop is requested.
+    """Trains to the end or until a stop is requested, and goes back where the run diverges.
 
     Raises:
         torch.OutOfMemoryError: the GPU's memory ran out; the message says what to change.
+        Diverged: going back has not helped, or is not allowed.
     """
     try:
-        training = Training(run, plan, out, device, start, ranks)
-        training.train(stop)
+        while isinstance(ended := _try(run, plan, out, device, start, ranks, stop), RollBack):
+            say(
+                f"{run.name}: goes back from step {ended.from_step} to {ended.to_step} and past "
+                f"the samples up to {ended.samples[1]:,}: {ended.reason}"
+            )
+            gc.collect()  # or the last try's tensors may still be there
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
             f"{run.name}: the GPU's memory ran out: {error} About "
@@ -128,6 +135,32 @@ def train(
             f"smaller micro_batch_size than {run.micro_batch_size} and another --out, or end what "
             "else runs on this GPU and give the same command again; the last checkpoint is whole"
         ) from error
+    return ended
+
+
+def _try(
+    run: PretrainRun,
+    plan: Plan,
+    out: Path,
+    device: torch.device,
+    start: Start | None,
+    ranks: Ranks,
+    stop: Stop,
+) -> Training | RollBack:
+    """Trains until the end, or goes back to a checkpoint for the next try to begin with.
+
+    The next try is built like that of a new process, so a run that is killed between the two is no
+    other run; this one's weights are free by then.
+    """
+    training = Training(run, plan, out, device, start, ranks)
+    try:
+        training.train(stop)
+    except Diverged as error:
+        roll_back = training.roll_back(error)
+        if ranks.is_first:
+            go_back(out, [*training.roll_backs, roll_back])
+        ranks.any(False)  # none begins before it is written
+        return roll_back
     return training
 
 

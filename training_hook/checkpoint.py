@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.atomic import PREFIX, flush, sweep
+from pipelines.atomic import PREFIX, flush, remove_folder, sweep
 from training_hook.ranks import ALONE, Ranks
 from training_hook.rows import Rows, whole
 
@@ -102,7 +102,7 @@ def save_checkpoint(
         directory.mkdir(parents=True, exist_ok=True)
         sweep(directory)
         if target.exists():
-            _remove(target)
+            remove_folder(target)
         aside.mkdir()
 
     def write() -> None:
@@ -195,7 +195,7 @@ def prune_checkpoints(directory: Path, keep_last: int, keep_every: int) -> list[
     kept = set(list(steps)[-keep_last:])
     gone = [step for step in steps if step not in kept and step % keep_every]
     for step in gone:
-        _remove(steps[step])
+        remove_folder(steps[step])
     return gone
 
 
@@ -292,13 +292,6 @@ def _write(folder: Path, tensors: Mapping[str, Tensor | Rows], ranks: Ranks) -> 
     # safetensors makes its files 0600; a checkpoint follows the umask like everything else
     file.chmod(folder.stat().st_mode & 0o666)
     flush(file)
-
-
-def _remove(path: Path) -> None:
-    """Removes a checkpoint; a process killed on the way leaves no half of it under `step-N`."""
-    hidden = path.with_name(f"{PREFIX}removed-{path.name}")
-    path.rename(hidden)
-    shutil.rmtree(hidden)
 
 
 def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

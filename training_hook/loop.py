@@ -38,6 +38,7 @@ from training_hook.model import HybridModel
 from training_hook.optimizer import adamw, moments, set_learning_rate, set_steps
 from training_hook.ranks import ALONE, Ranks
 from training_hook.recorder import Recorder
+from training_hook.roll_backs import Diverged, RollBack, read_roll_backs, stream_after
 from training_hook.run import PretrainRun
 from training_hook.saver import Saver, Tensors
 from training_hook.sft_run import SftRun
@@ -96,9 +97,13 @@ class Training:
         self.optimizer = adamw(self.shards, run.betas, run.epsilon, run.weight_decay)
         self.guard = Guard(run.spike_factor, device)
         self.stream = Stream(plan.path, run.batch_size, ranks.rank, ranks.world_size, start=0)
-        self._stream_state = self.stream.state_dict()
+        self.roll_backs = read_roll_backs(out)
         if saved is not None:
             self._load(done[self.step], saved)
+        known = 0 if saved is None else saved["roll_backs"]
+        state = self.stream.state_dict()
+        self._stream_state = stream_after(self.roll_backs, known, self.step, state)
+        self.stream.load_state_dict(self._stream_state)
         if run.backend != "eager":
             self.model.compile_layers(run.backend)
         self.saver = Saver(folder, run, ranks, device)
@@ -183,19 +188,46 @@ class Training:
             if self.ranks.any(stop.requested):
                 raise Stopped
 
-        with self.shards.gathered():
-            scores = evaluate(
-                self.model,
-                documents,
-                self.run.sequence_length,
-                self.run.micro_batch_size,
-                self.plan.manifest["end_of_document"],
-                advance,
-                self.ranks,
-            )
+        try:
+            with self.shards.gathered():
+                scores = evaluate(
+                    self.model,
+                    documents,
+                    self.run.sequence_length,
+                    self.run.micro_batch_size,
+                    self.plan.manifest["end_of_document"],
+                    advance,
+                    self.ranks,
+                )
+        except FloatingPointError as error:
+            raise Diverged(str(error), self.step, str(error)) from error
         self.recorder.add_evaluation(self.step, [score.row() for score in scores])
         say(f"evaluate: step {self.step}: {total_score(scores).bits_per_byte:.4f} bits per byte")
         self.recorder.start_interval()
+
+    def roll_back(self, error: Diverged) -> RollBack:
+        """Returns how this run may go back: to which checkpoint, and past which samples.
+
+        Raises:
+            Diverged: it may not, because it has gone back too often or has too few samples.
+        """
+        run, past = self.run, self.roll_backs
+        steps = [0, *checkpoints(self.out / "checkpoints")]
+        good = [step for step in steps if step < max(1, error.first_step)]
+        if len(good) > 1 and past and past[-1].to_step == good[-1]:
+            good.pop()  # it did not help
+        seen, (began, _) = self._stream_state["samples"], self._stream_state["history"][-1]
+        left = self.plan.num_samples - (seen - began)
+        needed = run.total_samples - run.batches.samples(good[-1])
+        if len(past) >= run.roll_backs or left < needed:
+            raise Diverged(
+                f"{error}. It has gone back {len(past)} times (roll_backs is {run.roll_backs}), "
+                f"and its mixture has {left:,} samples left",
+                error.first_step,
+                error.reason,
+            ) from error
+        first = int(seen - (run.batches.samples(self.step) - run.batches.samples(good[-1])))
+        return RollBack(self.step, good[-1], (first, seen), self._stream_state, error.reason)
 
     def _save(self) -> None:
         """Begins a checkpoint of this step; there is nothing to save before the first."""
@@ -207,6 +239,7 @@ class Training:
             "run_fingerprint": self.run.fingerprint(),
             "mixture": mixture_identity(self.plan),
             "stream": self._stream_state,
+            "roll_backs": len(self.roll_backs),
             "guard": self.guard.state_dict(),
             # of the first rank: nothing draws after the weights' first values
             "random": {
@@ -229,7 +262,6 @@ class Training:
         self.guard.load_state_dict(manifest["guard"])
         set_steps(self.optimizer, self.guard.made)
         self.stream.load_state_dict(manifest["stream"])
-        self._stream_state = manifest["stream"]
         self.generator.set_state(_decode(manifest["random"]["run"]))
         torch.set_rng_state(_decode(manifest["random"]["cpu"]))
         if manifest["random"]["cuda"] and self.device.type == "cuda":

@@ -20,6 +20,7 @@ from training_hook.guard import MOST_IN_A_ROW
 from training_hook.metrics import MetricsWriter
 from training_hook.model import forward_flops
 from training_hook.ranks import Ranks
+from training_hook.roll_backs import Diverged
 from training_hook.run import PretrainRun
 from training_hook.step import StepResult
 
@@ -57,7 +58,8 @@ class Recorder:
         # forgets what was recorded after the step
         self._metrics = MetricsWriter(out, step) if ranks.is_first else None
         self._pending: list[tuple[int, HostBatch, StepResult]] = []
-        self._skipped_in_a_row = 0
+        self._skipped: list[int] = []
+        """Steps whose updates were left out one after the other, up to the last one."""
         self._flops = 3 * forward_flops(run.model, run.sequence_length)
         self.joules: Callable[[], float | None] = lambda: None
         """Energy that this rank's device has used so far."""
@@ -76,7 +78,7 @@ class Recorder:
         """Waits for the device, checks the pending steps and records them.
 
         Raises:
-            FloatingPointError: updates were left out, one after the other.
+            Diverged: updates were left out, one after the other.
         """
         if not self._pending:
             self.start_interval()
@@ -94,7 +96,7 @@ class Recorder:
             if skipped:
                 self._note_skipped(step, batch, loss, norm)
             else:
-                self._skipped_in_a_row = 0
+                self._skipped = []
         bar.advance(tokens, note=f"step {last}/{self.run.total_steps}  loss {rows[-1][0]:.3f}")
         self._pending = []
         self.start_interval()
@@ -165,13 +167,14 @@ class Recorder:
         }
 
     def _note_skipped(self, step: int, batch: HostBatch, loss: float, norm: float) -> None:
-        self._skipped_in_a_row += 1
+        self._skipped.append(step)
         say(
             f"{self._verb}: step {step} was not learnt from: loss {loss:.4g}, gradient norm "
             f"{norm:.4g}; samples {batch.sample_indices.tolist()}"
         )
-        if self._skipped_in_a_row == MOST_IN_A_ROW:
-            raise FloatingPointError(self._diverged(step, batch, loss, norm))
+        if len(self._skipped) == MOST_IN_A_ROW:
+            message = self._diverged(step, batch, loss, norm)
+            raise Diverged(message, self._skipped[0], f"loss {loss:.4g}, gradient norm {norm:.4g}")
 
     def _diverged(self, step: int, batch: HostBatch, loss: float, norm: float) -> str:
         return (

@@ -74,6 +74,9 @@ class PretrainRun:
     spike_factor: float = 20.0
     """A step whose gradient norm is over this many times the median of the last 100 is not learnt
     from; 0 leaves out only what is not finite. See training_hook.guard."""
+    roll_backs: int = 3
+    """How many times the run may go back to a checkpoint where one such step follows another; 0
+    ends it at once. See training_hook.roll_backs."""
     seed: int = 0
     """Of the weights' initialisation; the order of the data has the mixture's seed."""
     precision: str = "bfloat16"
@@ -128,6 +131,8 @@ class PretrainRun:
             raise ValueError(f"{self.name}: clip_norm is {self.clip_norm}; wanted above 0")
         if not self.z_loss >= 0:
             raise ValueError(f"{self.name}: z_loss is {self.z_loss}; wanted 0 or more")
+        if self.roll_backs < 0:
+            raise ValueError(f"{self.name}: roll_backs is {self.roll_backs}; wanted 0 or more")
         if self.spike_factor and not self.spike_factor > 1:
             raise ValueError(
                 f"{self.name}: spike_factor is {self.spike_factor}; wanted above 1, or 0 for none"

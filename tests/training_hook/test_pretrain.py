@@ -285,6 +285,7 @@ def test_pretrain_that_diverges_names_step_and_samples(corpus, tmp_path):
     run = tiny_run(
         peak_learning_rate=1e30,
         warmup_share=0.0,
+        roll_backs=0,
         checkpoint_interval=100,
         evaluation_interval=100,
     )
