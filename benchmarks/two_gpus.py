@@ -1,7 +1,7 @@
 """The same run on one GPU and, by torchrun, on two: tokens per second, efficiency, memory, losses.
 
     OUT=DIR python -m benchmarks.two_gpus --mixture FOLDER [--work DIR] [--commit HASH]
-        [--run 1b|150m] [--steps 300] [--only one one_half two_reshard two]
+        [--shape 1b|150m] [--steps 300] [--only one one_half two_reshard two]
 
 `one` is one GPU, `one_half` one GPU with half the global batch, which is what each of two has,
 `two` two GPUs with weights gathered once a step, `two_reshard` by layer. `two` times --steps steps
@@ -47,7 +47,7 @@ def row_run(row: str, options: argparse.Namespace) -> PretrainRun:
     if options.tiny:
         length = Plan(options.mixture).sequence_length
         run = replace(tiny(), sequence_length=length, micro_batch_size=2, backend="eager")
-    elif options.run == "1b":
+    elif options.shape == "1b":
         run = short_1b()
     else:
         small = in_blocks_of_128(hybrid_150m.run())
@@ -69,12 +69,14 @@ def do_row(row: str, options: argparse.Namespace, out: Path) -> None:
     """Measures a row in this process, one of its ranks, and has the first one write it."""
     run, steps = row_run(row, options), timed_steps(row, options)
     device = torch.device("cpu" if options.tiny else "cuda")
-    with join_ranks(device) as (ranks, own), energy_counter(own) as joules:
-        record = measure(run, options.mixture, own, steps, joules, options.profile, ranks)
+    with join_ranks(device) as (ranks, own), energy_counter(own) as energy:
+        record = measure(run, options.mixture, own, steps, energy, options.profile, ranks)
         own_share = [record["peak_memory_gib"] or 0, record["watts"] or 0]
         memory, watts = ranks.gather(np.array(own_share, float)).T
         record |= {"gpus": ranks.world_size, "peak_memory_gib": memory.tolist()}
-        record |= {"watts": watts.tolist(), "device": device_name(own)}
+        joules = round(1e3 * watts.sum() / record["tokens_per_second"], 3) if watts.any() else None
+        record |= {"watts": watts.tolist(), "joules_per_1000_tokens": joules}
+        record["device"] = device_name(own)
         if ranks.is_first:
             out.write_text(json.dumps(record))
 
@@ -127,7 +129,7 @@ def main() -> int:
     parser.add_argument("--mixture", type=Path, required=True, help="folder of `gristmill mix`")
     parser.add_argument("--work", type=Path, help="folder that keeps rows for the next call")
     parser.add_argument("--commit", help="commit of this tree, where git cannot be asked")
-    parser.add_argument("--run", choices=("1b", "150m"), default="1b")
+    parser.add_argument("--shape", choices=("1b", "150m"), default="1b")
     parser.add_argument("--recipe", default="fp8_tensor", help="linear recipe")
     parser.add_argument("--micro-batches", type=int, default=16, help="in a global batch")
     parser.add_argument("--steps", type=int, default=300, help="timed steps of `two`")
@@ -146,7 +148,7 @@ def main() -> int:
         check_mixture(row_run(row, options).with_steps(taken), Plan(options.mixture))
     out = Path(os.environ["OUT"]) / "two_gpus.json"
     kept = (options.work or out.parent) / "two_gpus.json"
-    settings = {name: getattr(options, name) for name in ("run", "recipe", "micro_batches", "tiny")}
+    settings = {name: getattr(options, name) for name in ("shape", "recipe", "micro_batches", "tiny")}
     report = json.loads(kept.read_text()) if kept.exists() else {}
     if report.get("settings") != settings:
         report = {"settings": settings, "rows": {}}
