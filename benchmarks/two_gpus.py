@@ -148,7 +148,9 @@ def main() -> int:
         check_mixture(row_run(row, options).with_steps(taken), Plan(options.mixture))
     out = Path(os.environ["OUT"]) / "two_gpus.json"
     kept = (options.work or out.parent) / "two_gpus.json"
-    settings = {name: getattr(options, name) for name in ("shape", "recipe", "micro_batches", "tiny")}
+    settings = {
+        name: getattr(options, name) for name in ("shape", "recipe", "micro_batches", "tiny")
+    }
     report = json.loads(kept.read_text()) if kept.exists() else {}
     if report.get("settings") != settings:
         report = {"settings": settings, "rows": {}}

@@ -4,7 +4,9 @@ Pretraining and fine-tuning share it; they differ in what they start from and wh
 """
 
 import gc
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,8 @@ def carry_out(
                 say(f"{run.name}: {out} is finished already")
             else:
                 with deterministic_algorithms(run.deterministic), stop_on_signals() as stop:
-                    training = train(run, plan, out, own_device, start, ranks, stop)
+                    begin = partial(Training, run, plan, out, own_device, start, ranks)
+                    training = train(begin, run, ranks, stop)
                 summary = summarise(training) if ranks.is_first else {"status": training.status}
                 if ranks.is_first and summary["status"] == "finished":
                     write_json(out / "manifest.json", summary)
@@ -106,15 +109,7 @@ def _claim(
     return None
 
 
-def train(
-    run: PretrainRun,
-    plan: Plan,
-    out: Path,
-    device: torch.device,
-    start: Start | None,
-    ranks: Ranks,
-    stop: Stop,
-) -> Training:
+def train(begin: Callable[[], Training], run: PretrainRun, ranks: Ranks, stop: Stop) -> Training:
     """Trains to the end or until a stop is requested, and goes back where the run diverges.
 
     Raises:
@@ -122,7 +117,7 @@ def train(
         Diverged: going back has not helped, or is not allowed.
     """
     try:
-        while isinstance(ended := _try(run, plan, out, device, start, ranks, stop), RollBack):
+        while isinstance(ended := _try(begin, stop), RollBack):
             say(
                 f"{run.name}: goes back from step {ended.from_step} to {ended.to_step} and past "
                 f"the samples up to {ended.samples[1]:,}: {ended.reason}"
@@ -138,28 +133,20 @@ def train(
     return ended
 
 
-def _try(
-    run: PretrainRun,
-    plan: Plan,
-    out: Path,
-    device: torch.device,
-    start: Start | None,
-    ranks: Ranks,
-    stop: Stop,
-) -> Training | RollBack:
+def _try(begin: Callable[[], Training], stop: Stop) -> Training | RollBack:
     """Trains until the end, or goes back to a checkpoint for the next try to begin with.
 
     The next try is built like that of a new process, so a run that is killed between the two is no
     other run; this one's weights are free by then.
     """
-    training = Training(run, plan, out, device, start, ranks)
+    training = begin()
     try:
         training.train(stop)
     except Diverged as error:
         roll_back = training.roll_back(error)
-        if ranks.is_first:
-            go_back(out, [*training.roll_backs, roll_back])
-        ranks.any(False)  # none begins before it is written
+        if training.ranks.is_first:
+            go_back(training.out, [*training.roll_backs, roll_back])
+        training.ranks.any(False)  # none begins before it is written
         return roll_back
     return training
 
