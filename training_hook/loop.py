@@ -200,7 +200,8 @@ class Training:
                     self.ranks,
                 )
         except FloatingPointError as error:
-            raise Diverged(str(error), self.step, str(error)) from error
+            first = self.recorder.first_skipped or self.step
+            raise Diverged(str(error), first, str(error)) from error
         self.recorder.add_evaluation(self.step, [score.row() for score in scores])
         say(f"evaluate: step {self.step}: {total_score(scores).bits_per_byte:.4f} bits per byte")
         self.recorder.start_interval()

@@ -74,11 +74,16 @@ class Recorder:
         """Whether the pending steps should be read now."""
         return len(self._pending) >= (1 if self.device.type == "cpu" else REPORT_INTERVAL)
 
+    @property
+    def first_skipped(self) -> int | None:
+        """The step since which all updates were left out, if the last one was."""
+        return self._skipped[0] if self._skipped else None
+
     def report(self, bar: Bar) -> None:
         """Waits for the device, checks the pending steps and records them.
 
         Raises:
-            Diverged: updates were left out, one after the other.
+            Diverged: many updates were left out, one after the other.
         """
         if not self._pending:
             self.start_interval()

@@ -77,6 +77,18 @@ def test_a_run_that_is_killed_after_it_went_back_is_no_other_run(recovered, corp
     assert read_roll_backs(out) == read_roll_backs(recovered)
 
 
+def test_weights_that_cannot_be_scored_count_as_diverged(corpus, tmp_path):
+    run, out = run_of(evaluation_interval=28, checkpoint_interval=8), tmp_path / "run"
+    pretrain(run, corpus / "mixture", out)
+    forget_from(out, 24)
+    poison(out / "checkpoints" / "step-00000016")
+    assert pretrain(run, corpus / "mixture", out)["status"] == "finished"
+    # step 24 was saved with the same weights, but updates had been left out since step 17
+    found = [(record.from_step, record.to_step) for record in read_roll_backs(out)]
+    assert found == [(28, 16), (28, 8)]
+    assert read_evaluations(out)["step"].unique().to_pylist() == [0, 28, 50]
+
+
 def test_a_run_without_a_checkpoint_begins_again_with_other_samples(corpus, tmp_path):
     run = run_of(peak_learning_rate=1e30, roll_backs=2, checkpoint_interval=100)
     with pytest.raises(Diverged, match=r"gone back 2 times \(roll_backs is 2\)"):

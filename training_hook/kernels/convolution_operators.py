@@ -30,9 +30,8 @@ def convolve(
     Returns:
         Like x, contiguous.
     """
-    from training_hook.kernels import (
-        convolution_kernels,  # Triton is there only where there is a GPU
-    )
+    # Triton is there only where there is a GPU
+    from training_hook.kernels import convolution_kernels
 
     return convolution_kernels.forward(x, weight, bias, document_ids, initial_state)
 

@@ -81,9 +81,8 @@ def scan(
     state_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Scans on a GPU; see `ssd_packed`."""
-    from training_hook.kernels import (
-        ssd_forward_kernels,  # Triton is there only where there is a GPU
-    )
+    # Triton is there only where there is a GPU
+    from training_hook.kernels import ssd_forward_kernels
     from training_hook.kernels.ssd_state_kernels import Inputs
 
     inputs = Inputs(xbc, dt, A, D, dt_bias, document_ids, initial_state, groups, state_size)
@@ -127,9 +126,8 @@ def scan_backward(
     Returns:
         By xbc; by dt; by A, D and dt_bias, FP32, (3, heads); by the initial state, FP32.
     """
-    from training_hook.kernels import (
-        ssd_backward_kernels,  # Triton is there only where there is a GPU
-    )
+    # Triton is there only where there is a GPU
+    from training_hook.kernels import ssd_backward_kernels
     from training_hook.kernels.ssd_state_kernels import Inputs
 
     inputs = Inputs(xbc, dt, A, D, dt_bias, document_ids, initial_state, groups, state_size)
