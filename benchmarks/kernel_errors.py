@@ -2,7 +2,8 @@
 
 Lengths that no tile divides, packed documents, initial states, several numbers of heads. Errors are
 relative, in norm, over BF16 inputs; what is allowed is rounding to BF16, or to FP8 where products
-run in it (one scale for a tensor: 0.037 a product, 0.059 with E5M2 gradients).
+run in it (one scale for a tensor: 0.037 a product, 0.059 with E5M2 gradients). Over few values the
+rounding of the exact result alone may come to more than over many (0.00166): that much is allowed.
 """
 
 from collections.abc import Iterator
@@ -207,10 +208,12 @@ CASES = {
 }
 
 
-def errors_of(case: Case) -> dict[str, float]:
-    """Returns the relative errors of y and of the gradients, by name."""
+def errors_of(case: Case) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns the relative errors of y and the gradients by name, and those of mere rounding."""
     exact, found = results(case.plain, case, exact=True), results(case.kernel, case)
-    return {name: relative_error(found[name], exact[name]) for name in exact}
+    errors = {name: relative_error(found[name], exact[name]) for name in exact}
+    rounded = {name: exact[name].to(found[name].dtype) for name in exact}
+    return errors, {name: relative_error(rounded[name], exact[name]) for name in exact}
 
 
 def worst(errors: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -225,12 +228,20 @@ def kernel_errors(draw: Draw) -> dict[str, Any]:
     """Compares every kernel and says which errors are larger than allowed."""
     record: dict[str, Any] = {"cases": {}, "worst": {}, "too_large": []}
     for kernel, cases in CASES.items():
-        errors = {case.name: errors_of(case) for case in cases(draw)}
-        record["cases"][kernel] = errors
+        found = {case.name: errors_of(case) for case in cases(draw)}
+        errors = record["cases"][kernel] = {name: pair[0] for name, pair in found.items()}
         record["worst"][kernel] = {**worst(errors), "allowed": ALLOWED[kernel]._asdict()}
-        for name, found in errors.items():
-            for what, error in found.items():
-                bound = ALLOWED[kernel].forward if what == "y" else ALLOWED[kernel].gradients
-                if not error <= bound:
-                    record["too_large"].append(f"{kernel}, {name}, {what}: {error:.5f}")
+        for name, pair in found.items():
+            for what in too_large(ALLOWED[kernel], *pair):
+                record["too_large"].append(f"{kernel}, {name}, {what}: {pair[0][what]:.5f}")
     return record
+
+
+def too_large(allowed: Allowed, errors: dict[str, float], rounding: dict[str, float]) -> list[str]:
+    """Returns the names of the errors beyond what is allowed and beyond mere rounding."""
+    return [
+        what
+        for what, error in errors.items()
+        if not error
+        <= max(allowed.forward if what == "y" else allowed.gradients, 1.05 * rounding[what])
+    ]

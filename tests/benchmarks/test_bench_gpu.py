@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.bench_gpu import Results, groups, made, run_group
 from benchmarks.gpu_rows import ROWS
-from benchmarks.kernel_errors import ALLOWED, CASES, worst
+from benchmarks.kernel_errors import ALLOWED, CASES, Allowed, too_large, worst
 from benchmarks.kernel_profile import kind_of, own_kernels
 from benchmarks.peer_nemotron import Nemotron
 from benchmarks.training_runs import short_1b, tiny_1b, transformer_of
@@ -180,3 +180,11 @@ def test_kernel_errors_have_a_bound_for_every_kernel():
     assert ALLOWED.keys() == CASES.keys()
     errors = {"a": {"y": 0.1, "x": 0.2}, "b": {"y": 0.05, "x": 0.1, "w": 0.4}}
     assert worst(errors) == {"forward": 0.1, "gradients": 0.4}
+
+
+def test_error_no_larger_than_that_of_rounding_is_allowed():
+    rounding = {"y": 0.0022, "x": 0.0017}
+    allowed = Allowed(0.002, 0.002)
+    assert too_large(allowed, {"y": 0.00221, "x": 0.0019}, rounding) == []
+    assert too_large(allowed, {"y": 0.0024, "x": 0.0021}, rounding) == ["y", "x"]
+    assert too_large(allowed, {"y": float("nan"), "x": 0.001}, rounding) == ["y"]

@@ -31,14 +31,14 @@ def test_update_waits_on_the_device_for_the_copy(tmp_path):
     saver = Saver(tmp_path, tiny_run(keep_last=9), ALONE, device)
     optimizer.register_step_pre_hook(saver.before_update)
     for step in range(1, 4):
-        before = float(weight[0, 0])
+        before = float(weight[0, 0].detach())
         tensors = {"model": {"weight": whole(weight)}, "amaxes": {"weight": amaxes}}
         saver.save(step, tensors, {"value": before})
         amaxes.add_(1)  # changes before the update, and is saved as it was
         weight.grad = torch.full_like(weight, -1.0)
         optimizer.step()
         torch.cuda.synchronize()
-        assert float(weight[0, 0]) == before + 1
+        assert float(weight[0, 0].detach()) == before + 1
     saver.wait()
     for step, path in checkpoints(tmp_path).items():
         assert (stored(path, "model", weight) == step).all()
