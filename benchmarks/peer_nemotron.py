@@ -2,7 +2,8 @@
 
 Without mamba-ssm and causal-conv1d, which need a compiler to install, transformers scans in plain
 PyTorch and forms products that we never write. It knows no packed documents, so both get rows as
-one document. It runs as its users run it: FP32 weights under autocast to BF16, not compiled.
+one document. It runs as its users run it: FP32 weights under autocast to BF16, not compiled. One of
+its steps takes 16 s on an H200, three of them differed by 0.04%: one is timed.
 """
 
 import gc
@@ -26,7 +27,7 @@ from training_hook.run import PretrainRun
 
 LENGTHS = (8192, 4096, 2048, 1024, 512)
 MICRO_BATCHES = 8
-_STEPS = 3
+_STEPS = {"theirs": 1, "ours": 3}
 _WARM_STEPS = 1
 
 
@@ -104,12 +105,14 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
-def timed(run: PretrainRun, mixture: Path, device: torch.device, make_model: Any) -> dict[str, Any]:
+def timed(
+    run: PretrainRun, mixture: Path, device: torch.device, make_model: Any, steps: int
+) -> dict[str, Any]:
     """Builds, warms and times a model."""
     training = OneDocument(run, mixture, device, make_model)
     training.warm(run, _WARM_STEPS)
     with energy_counter(device) as joules:
-        return training.measure(run, _STEPS, joules, profile=False)
+        return training.measure(run, steps, joules, profile=False)
 
 
 def measure(run: PretrainRun, mixture: Path, device: torch.device, tiny: bool) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def measure(run: PretrainRun, mixture: Path, device: torch.device, tiny: bool) -
     for length in (64,) if tiny else LENGTHS:
         shape = shape_of(run, length, micro_batches)
         try:
-            theirs = timed(shape, mixture, device, Nemotron)
+            theirs = timed(shape, mixture, device, Nemotron, _STEPS["theirs"])
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -133,7 +136,8 @@ def measure(run: PretrainRun, mixture: Path, device: torch.device, tiny: bool) -
         finally:
             release(device)
         record["tried"][length] = "fits"
-        ours = timed(replace(shape, name="ours at its shape"), mixture, device, fresh_model)
+        named = replace(shape, name="ours at its shape")
+        ours = timed(named, mixture, device, fresh_model, _STEPS["ours"])
         release(device)
         first = theirs["losses"][0], ours["losses"][0]
         if abs(first[0] / first[1] - 1) > 0.005:

@@ -1,7 +1,8 @@
-"""mamba-ssm's Triton kernels in the place of ours: the scan, and by choice the gated norm.
+"""mamba-ssm's Triton kernels in the place of our scan.
 
 `training_hook.layers.mamba.ssd_packed` is the seam; what is around it stays ours, the convolution
-too (causal-conv1d has no wheel: to build it takes 8 minutes). As operators that the compiler takes
+too (causal-conv1d has no wheel: to build it takes 8 minutes), and the gated norm, with whose kernel
+of theirs a step took 1% longer on an H200. As operators that the compiler takes
 whole they get and give x, B and C side by side, as ours do, so nothing is split or joined for them.
 
 The kernels choose among 201 configurations by trying them. One by one these compile for minutes, so
@@ -21,7 +22,6 @@ from torch import Tensor
 from benchmarks.peers import open_mamba_ssm
 from benchmarks.training_steps import cut, drawn_model
 from mixtures.stream import Stream
-from training_hook import norm
 from training_hook.batches import document_ids, host_batch
 from training_hook.layers import mamba
 from training_hook.run import PretrainRun
@@ -85,11 +85,9 @@ def tune(step: Callable[[], Any]) -> dict[str, Any]:
     return {"seconds": seconds, "chosen": chosen, "not_compiled": Tuning.failures}
 
 
-def put_in(gated_norm: bool) -> None:
+def put_in() -> None:
     """Puts the peer's kernels in the place of ours, for models that are built from now on."""
     mamba.ssd_packed = packed
-    if gated_norm:
-        norm.gated_norm = peer_norm
 
 
 def packed(xbc: Tensor, dt: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, *others: Any) -> Any:
@@ -194,68 +192,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 scan.register_autograd(_gradients, setup_context=_keep)
 
 
-@torch.library.custom_op("peer::gated_norm", mutates_args=())
-def peer_norm(
-    x: Tensor, gate: Tensor, weight: Tensor, groups: int, epsilon: float
-) -> tuple[Tensor, Tensor]:
-    """Normalizes as `norm_operators.gated_norm` with `rmsnorm_fn`'s kernels."""
-    from mamba_ssm.ops.triton.layernorm_gated import _layer_norm_fwd
-
-    size = x.shape[-1]
-    rows = [t.reshape(-1, size) for t in (x, gate)]
-    settings = {"z": rows[1], "group_size": size // groups, "norm_before_gate": False}
-    y, _, inverse = _layer_norm_fwd(rows[0], weight, None, epsilon, **settings, is_rms_norm=True)
-    return y.view(x.shape), inverse
-
-
-@peer_norm.register_fake
-def _(x, gate, weight, groups, epsilon):
-    inverse = x.new_empty(x.numel() // x.shape[-1] * groups, dtype=torch.float32)
-    return x.new_empty(x.shape), inverse
-
-
-@torch.library.custom_op("peer::gated_norm_backward", mutates_args=())
-def peer_norm_backward(
-    dy: Tensor,
-    x: Tensor,
-    gate: Tensor,
-    weight: Tensor,
-    inverse: Tensor,
-    groups: int,
-    epsilon: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients by x, gate and weight."""
-    from mamba_ssm.ops.triton.layernorm_gated import _layer_norm_bwd
-
-    size = x.shape[-1]
-    dy, rows, gates = (t.reshape(-1, size) for t in (dy, x, gate))
-    dgate = torch.empty_like(dy)
-    settings = {"z": gates, "group_size": size // groups, "norm_before_gate": False, "dz": dgate}
-    dx, dweight, _, _ = _layer_norm_bwd(
-        dy, rows, weight, None, epsilon, None, inverse, **settings, is_rms_norm=True
-    )
-    return dx.reshape(x.shape), dgate.view(x.shape), dweight
-
-
-@peer_norm_backward.register_fake
-def _(dy, x, gate, weight, inverse, groups, epsilon):
-    return x.new_empty(x.shape), gate.new_empty(x.shape), weight.new_empty(weight.shape)
-
-
-def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.groups, ctx.epsilon = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _norm_gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *peer_norm_backward(dy, *ctx.saved_tensors, ctx.groups, ctx.epsilon), None, None
-
-
-peer_norm.register_autograd(_norm_gradients, setup_context=_keep_norm)
-
-
-def agreement(run: PretrainRun, mixture: Path, device: torch.device, gated_norm: bool) -> dict:
+def agreement(run: PretrainRun, mixture: Path, device: torch.device) -> dict:
     """Compares loss and gradients of a few tokens by our kernels, the peer's and plain PyTorch.
 
     The gradients are those by all weights of the Mamba layers, and the differences relative.
@@ -275,25 +212,20 @@ def agreement(run: PretrainRun, mixture: Path, device: torch.device, gated_norm:
     tokens, ids = batch.tokens.to(device).long(), document_ids(batch.boundaries.to(device), length)
     mask = None if batch.loss_mask is None else batch.loss_mask.to(device)
 
-    def gradients(ours: Callable[..., Any], norms: Callable[..., Any]) -> tuple[float, Tensor]:
-        seams = mamba.ssd_packed, norm.gated_norm
-        mamba.ssd_packed, norm.gated_norm = ours, norms
+    def gradients(scan_packed: Callable[..., Any]) -> tuple[float, Tensor]:
+        seam, mamba.ssd_packed = mamba.ssd_packed, scan_packed
         try:
             inputs = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
             loss = model.loss(*inputs, mask, ids).total / batch.num_targets
             found = torch.autograd.grad(loss, weights)
         finally:
-            mamba.ssd_packed, norm.gated_norm = seams
+            mamba.ssd_packed = seam
         return loss.item(), torch.cat([t.flatten() for t in found])
 
-    wanted_loss, wanted = gradients(plain, norm.gated_norm)
+    wanted_loss, wanted = gradients(plain)
     record: dict[str, Any] = {"tokens": length, "loss": {"plain": wanted_loss}, "gradients": {}}
-    sides = {
-        "ours": (mamba.ssd_packed, norm.gated_norm),
-        "peer": (packed, peer_norm if gated_norm else norm.gated_norm),
-    }
-    for name, functions in sides.items():
-        record["loss"][name], found = gradients(*functions)
+    for name, scan_packed in {"ours": mamba.ssd_packed, "peer": packed}.items():
+        record["loss"][name], found = gradients(scan_packed)
         record["gradients"][name] = float((found - wanted).norm() / wanted.norm())
     ours, theirs = record["gradients"]["ours"], record["gradients"]["peer"]
     if not theirs <= 2 * ours + 1e-6:

@@ -8,7 +8,7 @@ convolutions, scans and attention that one micro batch keeps for the backward pa
 layers, and a chunk of the head's logits.
 
 Of a hybrid of 1.05 B with 2 * 8,192 tokens a micro batch 37.70 GiB are estimated in BF16 and 35.32
-by "fp8_tensor", where an H200 measured 39.46 and 36.96 (benchmarks/results/hybrid_gpu.json): 4.5%
+by "fp8_tensor", where an H200 measured 39.46 and 36.96 (benchmarks/results/bench_gpu.json): 4.5%
 and 4.4% too low, for temporary tensors and what the allocator cannot use again. Without compiling
 more is kept. So the estimate warns, and never refuses; what is certain is 17.36 of them.
 """

@@ -20,7 +20,7 @@ from benchmarks.training_table import table
 from training_hook.batches import HostBatch, document_ids
 from training_hook.model import num_parameters
 
-HYBRID = Path(__file__).parents[2] / "benchmarks" / "results" / "hybrid_gpu.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "bench_gpu.json"
 
 
 def options_of(folder: Path, mixture: Path) -> argparse.Namespace:
@@ -55,7 +55,7 @@ def test_table_says_shares_of_ours_misses_failures_and_milliseconds():
             },
             "bf16": {"micro_batches": {"8": profiled, "1": measured(80_000)}},
             "fp8_tensor": {"micro_batches": {"8": measured(104_000)}},
-            "torchao_row": {"error": "Traceback\n  some line\nValueError: no such recipe"},
+            "torchao_tensor": {"error": "Traceback\n  some line\nValueError: no such recipe"},
             "nemotron_h": {"micro_batches": {"8": measured(500)}, "ours": measured(20_000)},
         },
     }
@@ -69,7 +69,7 @@ def test_table_says_shares_of_ours_misses_failures_and_milliseconds():
     assert "0.025" in nemotron
     assert "scan: error against float64 0.00310 forward, 0.00470 gradients" in lines
     assert "norm, 16 x 8: forward and backward 10.5 us, plain PyTorch compiled 21.0 us" in lines
-    assert "torchao_row failed: ValueError: no such recipe" in lines
+    assert "torchao_tensor failed: ValueError: no such recipe" in lines
     assert lines[-1] == "bf16, 8 micro batches, 1440 ms a step: matrix products 900"
 
 
@@ -81,8 +81,8 @@ def test_rows_side_by_side_fit_in_memory_and_none_is_left_out():
             assert len(group) == 1 or sum(ROWS[row].gib for row in group) <= memory
         assert found[-1] == ["nemotron_h"]
     assert found[:2] == [
-        ["errors", "kernels", "bf16", "fp8_tensor"],
-        ["mamba_ssm", "transformer_bf16", "transformer_fp8"],
+        ["errors", "kernels", "bf16", "fp8_tensor", "mamba_ssm"],
+        ["transformer_bf16", "transformer_fp8", "torchao_tensor"],
     ]
 
 
@@ -121,7 +121,7 @@ def test_row_that_fails_is_recorded_with_its_traceback_and_the_next_one_runs(tmp
 def test_kinds_of_kernels_cover_a_measured_step():
     own, kinds = own_kernels(), {}
     assert own["_carry"] == "our ssd"
-    kernels = json.loads(HYBRID.read_text())["rows"]["plain:8"]["kernels_ms"]
+    kernels = json.loads(RESULTS.read_text())["rows"]["bf16"]["micro_batches"]["8"]["kernels_ms"]
     for kernel, ms in kernels.items():
         kind = kind_of(kernel, own)
         kinds[kind] = kinds.get(kind, 0.0) + ms
