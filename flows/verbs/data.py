@@ -16,6 +16,7 @@ from flows.verbs.app import (
     show_result,
     stage,
 )
+from pipelines.engines.fork_server import start_for
 
 
 @app.command(
@@ -63,6 +64,8 @@ def curate(
     prefect: AsFlow = False,
 ) -> None:
     """Run a recipe over sources into a dataset."""
+    if engine == "local" and not prefect:
+        start_for(recipe)  # beside all that is loaded here
     with errors():
         result = stage("curate", prefect)(
             recipe=recipe,

@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.atomic import written
+from pipelines.engines import fork_server
 from pipelines.engines.job import Job
 from pipelines.engines.key_files import KEY_BYTES, load_array
 from pipelines.engines.mark_files import MARK_BYTES
@@ -89,9 +90,7 @@ class LocalEngine:
         """Bytes that one worker may use."""
         context = multiprocessing.get_context("forkserver")
         parts = (*job.recipe.readers, *job.recipe.steps)
-        modules = sorted({type(part).__module__ for part in parts})
-        first = ("one_thread", "preload", "stages")
-        context.set_forkserver_preload([*(f"pipelines.engines.{n}" for n in first), *modules])
+        fork_server.start({type(part).__module__ for part in parts})
         self._job, self._stop = job, context.Event()
         self._pool = ProcessPoolExecutor(
             self.workers, context, initializer=_start, initargs=(job, self._stop)
@@ -112,7 +111,7 @@ class LocalEngine:
 
     def warm_up(self, stage: Callable[[Job], None]) -> None:
         """Runs a stage once before all others, so that only one worker compiles."""
-        future = self._pool.submit(_call, stage, ())
+        future = self._submit(stage, ())
         if wait([future], COMPILING_AFTER_S).not_done:
             say("compiling the text kernels: only on the first run, about a minute")
         future.result()
@@ -136,7 +135,7 @@ class LocalEngine:
             RuntimeError: a worker died; what it had finished is kept.
             OSError: a file could not be read or written, for example because the disk is full.
         """
-        futures = {self._pool.submit(_call, stage, item): i for i, item in enumerate(items)}
+        futures = {self._submit(stage, item): i for i, item in enumerate(items)}
         results: list[Any] = [None] * len(items)
         pending = set(futures)
         try:
@@ -152,6 +151,10 @@ class LocalEngine:
                 "Run the same command again to continue; fewer --workers need less memory."
             ) from error
         return results
+
+    def _submit(self, stage: Callable[..., Any], item: tuple[Any, ...]) -> Future[Any]:
+        with fork_server.interrupts_wait():  # it may start a worker
+            return self._pool.submit(_call, stage, item)
 
     def decide(self, phase: int, num_keys: int) -> None:
         """Decides the documents of the global step that ends a phase."""
