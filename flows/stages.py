@@ -4,36 +4,17 @@ Imports of a stage stand inside it: each needs other heavy libraries, and a verb
 """
 
 import importlib
-import os
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from flows.resources import cores, let_threads_sleep, parse_bytes
 from pipelines.dataset import write_json
 from pipelines.progress import progress, say
 from pipelines.recipe import load_function
 
 PROBE_PROMPTS = ["The", "import ", "def main():\n", "Question: What is 2 + 2?\nReasoning:"]
-UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-
-
-def parse_bytes(text: str) -> int:
-    """Reads a size such as 8GiB or 512MiB.
-
-    Raises:
-        ValueError: the text is not a number with a binary unit.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]iB|B)", text.strip())
-    if not match:
-        raise ValueError(f"{text!r} is no size; wanted a number and a unit, for example 8GiB")
-    return int(float(match[1]) * UNITS[match[2]])
-
-
-def cores() -> int:
-    """Returns how many processors this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def curate(
@@ -236,6 +217,14 @@ def import_tokenizer(folder: str, out: str, end_of_document: str = "") -> dict[s
     return import_vocabulary(folder, out, end_of_document)
 
 
+def estimate(run: str, device: str = "") -> dict[str, Any]:
+    """Returns what a run (`module:function`) would take: parameters, tokens, memory, time."""
+    let_threads_sleep()
+    from training_hook.estimate import estimate as run_estimate
+
+    return run_estimate(load_function(run, "run")(), device or None)
+
+
 def pretrain(
     run: str, mixture: str, out: str, tokenizer: str = "", device: str = "", start: str = ""
 ) -> dict[str, Any]:
@@ -244,8 +233,7 @@ def pretrain(
     `start` is a checkpoint, a training folder or a Hugging Face folder; without it weights are
     drawn.
     """
-    # with idle threads spinning, a busy machine trains ten times slower
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_threads_sleep()
     from training_hook.pretrain import pretrain as train
 
     vocabulary = Path(tokenizer) if tokenizer else None
@@ -258,7 +246,7 @@ def sft(
     run: str, mixture: str, start: str, out: str, tokenizer: str = "", device: str = ""
 ) -> dict[str, Any]:
     """Fine-tunes a checkpoint, a run's last one or a Hugging Face folder on conversations."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_threads_sleep()
     from training_hook.sft import sft as train
 
     vocabulary = Path(tokenizer) if tokenizer else None

@@ -1,5 +1,6 @@
 """Verbs about models: tokenizer, tokenize, mask, mix, pretrain, sft, export, evaluate."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -13,12 +14,38 @@ from flows.verbs.app import (
     errors,
     grouped,
     pair,
+    print_json,
     show_result,
     stage,
 )
 
 tokenizer_app = typer.Typer(help="Train vocabularies.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the run would take, and end: RUN is enough.")
+]
+
+
+def needed(verb: str, **given: str) -> None:
+    """Checks options that only `--dry-run` does without.
+
+    Raises:
+        ValueError: one is not given.
+    """
+    if missing := [f"--{name}" for name, value in given.items() if not value]:
+        raise ValueError(f"{verb}: {' and '.join(missing)} missing; --dry-run needs none of them")
+
+
+def show_estimate(run: str, device: str, as_json: bool) -> None:
+    """Prints what a run would take."""
+    result = stage("estimate", False)(run=run, device=device)
+    if as_json:
+        print_json(result)
+    else:
+        from training_hook.command import describe
+
+        sys.stdout.write(describe(result) + "\n")
 
 
 @tokenizer_app.command(
@@ -129,8 +156,8 @@ def mix(
 )
 def pretrain(
     run: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
-    mixture: Annotated[str, typer.Option(help="Folder of a mixture.")],
-    out: Out,
+    mixture: Annotated[str, typer.Option(help="Folder of a mixture.")] = "",
+    out: Out = "",
     start: Annotated[
         str,
         typer.Option(
@@ -139,11 +166,16 @@ def pretrain(
     ] = "",
     tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer, to be checked.")] = "",
     device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",
+    dry_run: DryRun = False,
     as_json: Json = False,
     prefect: AsFlow = False,
 ) -> None:
     """Train the hybrid on a mixture; the same command goes on where it stopped."""
     with errors():
+        if dry_run:
+            show_estimate(run, device, as_json)
+            return
+        needed("pretrain", mixture=mixture, out=out)
         result = stage("pretrain", prefect)(
             run=run, mixture=mixture, out=out, tokenizer=tokenizer, device=device, start=start
         )
@@ -168,16 +200,21 @@ def export(
 )
 def sft(
     run: Annotated[str, typer.Argument(help="module:function or file.py:function.")],
-    mixture: Annotated[str, typer.Option(help="Folder of a mixture with conversations.")],
-    start: Annotated[str, typer.Option("--from", help="As pretrain's.")],
-    out: Out,
+    mixture: Annotated[str, typer.Option(help="Folder of a mixture with conversations.")] = "",
+    start: Annotated[str, typer.Option("--from", help="As pretrain's.")] = "",
+    out: Out = "",
     tokenizer: Annotated[str, typer.Option(help="Folder of the tokenizer, to be checked.")] = "",
     device: Annotated[str, typer.Option(help="cuda or cpu; a GPU if there is one.")] = "",
+    dry_run: DryRun = False,
     as_json: Json = False,
     prefect: AsFlow = False,
 ) -> None:
     """Fine-tune a checkpoint on conversations; the same command goes on where it stopped."""
     with errors():
+        if dry_run:
+            show_estimate(run, device, as_json)
+            return
+        needed("sft", mixture=mixture, out=out, **{"from": start})
         result = stage("sft", prefect)(
             run=run, mixture=mixture, start=start, out=out, tokenizer=tokenizer, device=device
         )

@@ -82,6 +82,22 @@ def test_wrong_usage_exits_with_2_and_names_the_remedy(tmp_path):
     assert "not a dataset" in unfinished.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["pretrain", "sft"])
+def test_dry_run_needs_nothing_but_the_run(verb):
+    name = {"pretrain": "flows.runs.hybrid_1b:run", "sft": "flows.runs.sft_tiny:run"}[verb]
+    plan = json.loads(run(verb, name, "--dry-run", "--json", "--device", "cpu").stdout)
+    assert plan["state_bytes"] == 16 * plan["parameters"]
+    assert plan["tokens"] >= plan["steps"] > 0
+    shown = run(verb, name, "--dry-run", "--device", "cpu")
+    assert shown.returncode == 0, shown.stderr
+    assert "gpu_memory_bytes" in shown.stdout
+    needed = run(verb, name, "--mixture", "somewhere")
+    assert needed.returncode == 2
+    assert "--out" in needed.stderr
+    assert "missing" in needed.stderr
+
+
 def test_json_is_one_object_on_stdout(tmp_path):
     lines = [
         json.dumps({"text": f"the number of the page is {i} and that is all"}) for i in range(50)
