@@ -14,8 +14,8 @@ from typing import Any
 
 from flows import stages
 from pipelines.dataset import write_json
+from pipelines.load import load
 from pipelines.progress import say
-from pipelines.recipe import load_function
 
 WHEEL = "wheel.json"
 
@@ -111,7 +111,7 @@ def flywheel(
     Returns:
         `stages` with seconds and results, and `folders`, as written to wheel.json.
     """
-    wheel = load_function(recipe, "flywheel")()
+    wheel = load(recipe, "flywheel", Wheel)
     turn = _Turn(wheel, Path(out), call or _call)
     settings = {"sources": sources, "workers": workers, "memory": memory}
     _curate(wheel, turn, settings)
@@ -191,8 +191,9 @@ def _pretrain(wheel: Wheel, turn: _Turn, workers: int) -> None:
     """Trains a vocabulary, tokenizes, mixes, pretrains and exports."""
     from mixtures.mixture import Mixture
     from mixtures.mixture import Part as MixturePart
+    from training_hook.run import PretrainRun
 
-    run = load_function(wheel.run, "run")()
+    run = load(wheel.run, "run", PretrainRun)
     dataset, problems = turn.place("dataset"), turn.place(PROBLEMS)
     tokenizer, training = turn.place("tokenizer"), turn.place("training")
     turn(
@@ -252,8 +253,9 @@ def _pretrain(wheel: Wheel, turn: _Turn, workers: int) -> None:
 def _fine_tune(wheel: Wheel, turn: _Turn, workers: int) -> None:
     """Samples and verifies traces, fine-tunes the model on them, and asks it before and after."""
     from mixtures.mixture import Mixture, Part
+    from training_hook.sft_run import SftRun
 
-    run = load_function(wheel.sft, "run")()
+    run = load(wheel.sft, "run", SftRun)
     tokenizer, training, model = (turn.place(n) for n in ("tokenizer", "training", "model"))
     traces, tuned = turn.place(TRACES), turn.place("sft")
     what = (

@@ -11,8 +11,8 @@ from typing import Any
 
 from flows.resources import cores, let_threads_sleep, parse_bytes
 from pipelines.dataset import write_json
+from pipelines.load import load
 from pipelines.progress import progress, say
-from pipelines.recipe import load_function
 
 PROBE_PROMPTS = ["The", "import ", "def main():\n", "Question: What is 2 + 2?\nReasoning:"]
 
@@ -39,6 +39,7 @@ def curate(
     from pipelines.curate import Settings
     from pipelines.curate import curate as run
     from pipelines.plan import parse_source
+    from pipelines.recipe import Recipe
 
     size = parse_bytes(memory)
     settings = Settings(
@@ -52,7 +53,7 @@ def curate(
         against,
         tuple(takedown),
     )
-    chosen = load_function(recipe, "recipe")(**(arguments or {}))
+    chosen = load(recipe, "recipe", Recipe, arguments)
     return run(chosen, [parse_source(source) for source in sources], out, settings)
 
 
@@ -75,10 +76,11 @@ def takedown(
 ) -> dict[str, Any]:
     """Takes the documents of a list out of the snapshots of an index; returns what changes."""
     from pipelines.curate import Settings
+    from pipelines.recipe import Recipe
     from pipelines.takedown import takedown as run
 
     settings = Settings(workers or cores(), parse_bytes(memory), against=against)
-    chosen = load_function(recipe, "recipe")(**(arguments or {}))
+    chosen = load(recipe, "recipe", Recipe, arguments)
     return run(chosen, names, out, settings, copies)
 
 
@@ -141,9 +143,10 @@ def mask(tokens: str, names: str) -> dict[str, Any]:
 
 def mix(mixture: Any, parts: dict[str, str], out: str, seed: int = 0) -> dict[str, Any]:
     """Resolves a mixture (`module:function`, or the object) of token datasets into its plan."""
+    from mixtures.mixture import Mixture
     from mixtures.mixture import mix as run
 
-    chosen = load_function(mixture, "mixture")() if isinstance(mixture, str) else mixture
+    chosen = load(mixture, "mixture", Mixture) if isinstance(mixture, str) else mixture
     say(f"mix: packing {', '.join(parts)} (the first run compiles for some seconds)")
     return run(chosen, parts, out, seed)
 
@@ -221,8 +224,9 @@ def estimate(run: str, device: str = "") -> dict[str, Any]:
     """Returns what a run (`module:function`) would take: parameters, tokens, memory, time."""
     let_threads_sleep()
     from training_hook.estimate import estimate as run_estimate
+    from training_hook.run import PretrainRun
 
-    return run_estimate(load_function(run, "run")(), device or None)
+    return run_estimate(load(run, "run", PretrainRun), device or None)
 
 
 def pretrain(
@@ -235,9 +239,10 @@ def pretrain(
     """
     let_threads_sleep()
     from training_hook.pretrain import pretrain as train
+    from training_hook.run import PretrainRun
 
     vocabulary = Path(tokenizer) if tokenizer else None
-    chosen = load_function(run, "run")()
+    chosen = load(run, "run", PretrainRun)
     begin = Path(start) if start else None
     return train(chosen, Path(mixture), Path(out), vocabulary, device or None, begin)
 
@@ -248,9 +253,10 @@ def sft(
     """Fine-tunes a checkpoint, a run's last one or a Hugging Face folder on conversations."""
     let_threads_sleep()
     from training_hook.sft import sft as train
+    from training_hook.sft_run import SftRun
 
     vocabulary = Path(tokenizer) if tokenizer else None
-    chosen = load_function(run, "run")()
+    chosen = load(run, "run", SftRun)
     return train(chosen, Path(mixture), Path(start), Path(out), vocabulary, device or None)
 
 
@@ -304,9 +310,11 @@ def synth(recipe: str, model: str, out: str, concurrency: int = 64) -> dict[str,
     `model` is the URL of a server or an exported model, which is then served meanwhile.
     """
     from synth.engine import ClientSettings
+    from synth.recipe import SynthRecipe
     from synth.synthesize import synthesize
 
-    return synthesize(load_function(recipe, "recipe")(), model, out, ClientSettings(concurrency))
+    chosen = load(recipe, "recipe", SynthRecipe)
+    return synthesize(chosen, model, out, ClientSettings(concurrency))
 
 
 def evaluate(

@@ -5,10 +5,8 @@ whatever can change a byte of the output; paths, engine, workers and memory stay
 """
 
 import hashlib
-import importlib
 import importlib.metadata
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -201,41 +199,3 @@ def check_schema(recipe: Recipe, source: str, schema: pa.Schema) -> pa.Schema:
             f"{', '.join(sorted(types))}. Add HtmlText() or name a text column in the reader."
         )
     return pa.schema(list(types.items()))
-
-
-def load_function(name: str, kind: str) -> Any:
-    """Imports `package.module:function` or `path/to/file.py:function` and returns the function.
-
-    Raises:
-        ValueError: the module or the function does not exist; the message lists what does.
-    """
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        raise ValueError(
-            f"{kind} {name!r}: wanted module:function or file.py:function, "
-            f"for example flows.recipes.web:english_web"
-        )
-    if module_name.endswith(".py"):
-        path = Path(module_name)
-        if not path.is_file():
-            raise ValueError(f"{kind} {name!r}: there is no file {module_name}")
-        sys.path.append(str(path.resolve().parent))  # workers get it too, to unpickle its steps
-        module = importlib.import_module(path.stem)
-        if Path(module.__file__ or "").resolve() != path.resolve():
-            raise ValueError(
-                f"{kind} {name!r}: Python already has a module {path.stem} at {module.__file__}; "
-                f"rename the file"
-            )
-    else:
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not module_name.startswith(error.name):
-                raise
-            raise ValueError(f"{kind} {name!r}: there is no module {error.name}") from error
-    if not hasattr(module, attribute):
-        public = [key for key in vars(module) if not key.startswith("_") and key.islower()]
-        raise ValueError(
-            f"{kind} {name!r}: {module_name} has no {attribute!r}; it has: {', '.join(public)}"
-        )
-    return getattr(module, attribute)

@@ -140,7 +140,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not (path / MANIFEST).is_file():
         raise ValueError(f"checkpoint: {path} has no {MANIFEST}; wanted a complete step-N folder")
     manifest = json.loads((path / MANIFEST).read_text())
-    if manifest.get("format") != FORMAT:
+    if "format" not in manifest or "step" not in manifest:
+        raise ValueError(
+            f"checkpoint: {path} is no checkpoint: its manifest is of something else, with "
+            f"{', '.join(sorted(manifest)[:5])}. Give a step-N folder or that of a training run"
+        )
+    if manifest["format"] != FORMAT:
         raise ValueError(
             f"checkpoint: {path} has format {manifest.get('format')}; this version reads {FORMAT}"
         )

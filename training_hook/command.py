@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from pipelines.load import load
 from pipelines.progress import console, human, say
 from training_hook.estimate import estimate
 from training_hook.ranks import is_first_rank
-from training_hook.run import PretrainRun, load_run
+from training_hook.run import PretrainRun
 
 PATHS = {
     "mixture": "folder of a mixture",
@@ -55,7 +56,7 @@ def run_command(
         description=f"{about}; the same command goes on where it stopped.",
         epilog=f"example: {prog} {example}",
     )
-    parser.add_argument("run", help=f"MODULE:FUNCTION that returns a {kind.__name__}")
+    parser.add_argument("run", help=f"module:function (or file.py:function) of a {kind.__name__}")
     optional = [name for name in OPTIONAL if name not in paths]
     for name in (*paths, *optional):
         parser.add_argument(f"--{name}", type=Path, help=PATHS[name])
@@ -65,12 +66,10 @@ def run_command(
     parser.add_argument("--json", action="store_true", help="the summary as JSON on stdout")
     options = parser.parse_args(arguments)
     try:
-        run = load_run(options.run)
+        run = load(options.run, "run", kind)
         run = run if options.steps is None else run.with_steps(options.steps)
     except ValueError as error:
         parser.error(str(error))
-    if not isinstance(run, kind):
-        parser.error(f"{options.run} returns {type(run).__name__}; wanted {kind.__name__}")
     given = [getattr(options, name) for name in paths]
     if not options.dry_run and None in given:
         parser.error(f"{' and '.join(f'--{name}' for name in paths)} are needed (or --dry-run)")

@@ -6,8 +6,6 @@ checkpoints is refused.
 """
 
 import hashlib
-import importlib
-import inspect
 import json
 import math
 from bisect import bisect_right
@@ -256,28 +254,3 @@ def run_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> lis
         for name in sorted(stored.keys() | wanted.keys())
         if name not in _BESIDE_THE_POINT and stored.get(name) != wanted.get(name)
     ]
-
-
-def load_run(name: str) -> PretrainRun:
-    """Calls the function `MODULE:FUNCTION` and returns the run that it makes.
-
-    Raises:
-        ValueError: no such module or function, or it returns something else.
-    """
-    module_name, _, function_name = name.partition(":")
-    if not function_name:
-        raise ValueError(f"run: got {name!r}; wanted MODULE:FUNCTION, flows.runs.hybrid_tiny:run")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        raise ValueError(f"run: there is no module {module_name!r} (asked for {name!r})") from error
-    function = getattr(module, function_name, None)
-    run = function() if inspect.isfunction(function) else None
-    if not isinstance(run, PretrainRun):
-        raise ValueError(
-            f"run: {name!r} is no function that returns a PretrainRun; {module_name} has: "
-            + ", ".join(sorted(k for k in vars(module) if not k.startswith("_")))
-        )
-    return run

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from pipelines.recipe import load_function
+from pipelines.load import load, load_function
+from pipelines.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +71,31 @@ def test_published_recipes_stand_in_the_readme():
 def test_a_wrong_recipe_name_says_what_there_is(name, words):
     with pytest.raises(ValueError, match=words):
         load_function(name, "recipe")
+
+
+def made() -> int:
+    return 7
+
+
+number = 7
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        (f"{__file__}:made", {}, "it returns int; wanted Recipe"),
+        (f"{__file__}:number", {}, "it is of type int, no function"),
+        (f"{__file__}:made", {"size": "3"}, "unexpected keyword argument 'size'.* are: none"),
+        ("flows.recipes.web:english_web", {"langage": "de"}, "langage.*its arguments are: "),
+    ],
+)
+def test_function_that_makes_something_else_is_told_with_what_was_wanted(
+    name, arguments, words, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, Path(__file__).stem, sys.modules[__name__])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ValueError, match=words):
+        load(name, "recipe", Recipe, arguments)
 
 
 def test_wrong_usage_exits_with_2_and_names_the_remedy(tmp_path):

@@ -21,6 +21,7 @@ from mixtures.lineage import lineage, samples_of, seen
 from mixtures.masked import mask
 from mixtures.stream import Batch, Stream
 from mixtures.vocabulary_training import train_vocabulary
+from pipelines.load import load
 from tests.training_hook.small_corpus import LENGTH, VOCABULARY, make_corpus, tiny_run
 from training_hook.batches import Prefetch, document_ids, host_batch
 from training_hook.checkpoint import checkpoints, read_checkpoint
@@ -29,7 +30,7 @@ from training_hook.metrics import FOLDER, read_evaluations, read_metrics
 from training_hook.model import HybridModel
 from training_hook.optimizer import adamw, set_learning_rate
 from training_hook.pretrain import main, pretrain
-from training_hook.run import load_run
+from training_hook.run import PretrainRun
 from training_hook.step import train_step
 
 
@@ -500,7 +501,7 @@ def test_run_with_wrong_settings_is_refused(changes, message):
     "name", ["hybrid_tiny", "hybrid_20m", "hybrid_150m", "hybrid_1b", "hybrid_8b"]
 )
 def test_published_run_loads_and_can_be_planned(name, capsys):
-    run = load_run(f"flows.runs.{name}:run")
+    run = load(f"flows.runs.{name}:run", "run", PretrainRun)
     assert run.name == name
     assert main([f"flows.runs.{name}:run", "--dry-run", "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -514,15 +515,18 @@ def test_published_run_loads_and_can_be_planned(name, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("flows.runs.hybrid_tiny", "wanted MODULE:FUNCTION"),
-        ("flows.runs.missing:run", "there is no module 'flows.runs.missing'"),
-        ("flows.runs.hybrid_tiny:walk", "is no function that returns a PretrainRun"),
-        ("flows.runs.hybrid_tiny:HybridConfig", "is no function that returns a PretrainRun"),
+        (
+            "flows.runs.hybrid_tiny",
+            "file.py:function, for example my_run.py:run",
+        ),
+        ("flows.runs.missing:run", "there is no module flows.runs.missing"),
+        ("flows.runs.hybrid_tiny:walk", "has no 'walk'; it has: run"),
+        ("flows.runs.hybrid_tiny:HybridConfig", "it is of type type, no function"),
     ],
 )
 def test_run_that_is_none_is_wrong_usage(name, message, capsys):
     with pytest.raises(ValueError, match=message):
-        load_run(name)
+        load(name, "run", PretrainRun)
     with pytest.raises(SystemExit) as error:
         main([name, "--dry-run"])
     assert error.value.code == 2

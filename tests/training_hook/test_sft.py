@@ -24,6 +24,7 @@ from mixtures.vocabulary import load_vocabulary
 from mixtures.vocabulary_training import train_vocabulary
 from pipelines.dataset import file_entry, write_json
 from pipelines.document import document_ids as make_document_ids
+from pipelines.load import load
 from training_hook.batches import document_ids, host_batch
 from training_hook.checkpoint import checkpoints, load_weights, read_checkpoint
 from training_hook.config import HybridConfig
@@ -31,7 +32,7 @@ from training_hook.export import export
 from training_hook.metrics import read_evaluations, read_metrics
 from training_hook.model import HybridModel
 from training_hook.pretrain import pretrain
-from training_hook.run import PretrainRun, load_run
+from training_hook.run import PretrainRun
 from training_hook.schedule import WarmupStableDecay
 from training_hook.sft import main, sft
 from training_hook.sft_run import SftRun
@@ -376,9 +377,9 @@ def test_sft_from_the_command_line(corpus, tmp_path):
 
 
 def test_published_sft_run_loads_and_can_be_planned(capsys):
-    run = load_run("flows.runs.sft_tiny:run")
+    run = load("flows.runs.sft_tiny:run", "run", SftRun)
     assert isinstance(run, SftRun)
-    assert run.model == load_run("flows.runs.hybrid_tiny:run").model
+    assert run.model == load("flows.runs.hybrid_tiny:run", "run", PretrainRun).model
     assert main(["flows.runs.sft_tiny:run", "--dry-run", "--json", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == run.total_steps
     with pytest.raises(SystemExit):

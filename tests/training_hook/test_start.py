@@ -220,6 +220,7 @@ def refused_folders(corpus: Path, folder: Path) -> list[tuple[Path, PretrainRun,
         (folder / "missing", run, rf"lacks 1 of the {len(shards)} files .*{shards[-1].name}"),
         (folder / "cut-training", run, "its manifest says .* bytes; remove"),
         (folder, run, "holds nothing to start from"),
+        (corpus / "mixture", run, "is no checkpoint: its manifest is of something else, with "),
     ]
 
 
