@@ -1,10 +1,12 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from flows import cli
 from pipelines.load import load, load_function
@@ -39,6 +41,18 @@ def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name):
     )
     if name not in ("tokenizer", "classifier"):
         assert "Example: gristmill" in result.stdout
+
+
+def test_options_that_the_readme_gives_exist():
+    group = typer.main.get_command(cli.application())
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = [line.split() for line in re.findall(r"bin/gristmill (.*)", text)]
+    assert len(lines) > 20
+    for words in lines:
+        command = group.commands[words[0]]
+        command = getattr(command, "commands", {words[1]: command})[words[1]]
+        options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= options, words
 
 
 def test_help_imports_nothing_heavy():
