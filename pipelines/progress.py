@@ -54,8 +54,8 @@ class Bar:
     def _line(self) -> str:
         elapsed = time.monotonic() - self._start
         rate = self._done / elapsed if elapsed else 0.0
-        share = f"{100 * self._done / self._total:3.0f}%" if self._total else "  -%"
-        line = f"{self._name}: {share}  {human(self._done, self._unit)}, "
+        share = f"{100 * self._done / self._total:3.0f}%  " if self._total else ""
+        line = f"{self._name}: {share}{human(self._done, self._unit)}, "
         return line + f"{human(rate, self._unit)}/s, {elapsed:.0f} s  {self._note}".rstrip()
 
 
