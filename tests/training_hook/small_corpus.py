@@ -1,7 +1,9 @@
 """A small run, and a corpus that it can be trained on, for tests that really train."""
 
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,25 +18,26 @@ from training_hook.run import PretrainRun
 
 VOCABULARY = 512
 LENGTH = 48
+MODEL = HybridConfig(
+    hybrid_override_pattern="M-*-",
+    vocab_size=VOCABULARY,
+    hidden_size=24,
+    intermediate_size=48,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=12,
+    mamba_num_heads=2,
+    mamba_head_dim=12,
+    n_groups=1,
+    ssm_state_size=8,
+    chunk_size=16,
+)
 
 
 def tiny_run(**changes) -> PretrainRun:
     given = {
         "name": "tiny",
-        "model": HybridConfig(
-            hybrid_override_pattern="M-*-",
-            vocab_size=VOCABULARY,
-            hidden_size=24,
-            intermediate_size=48,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=12,
-            mamba_num_heads=2,
-            mamba_head_dim=12,
-            n_groups=1,
-            ssm_state_size=8,
-            chunk_size=16,
-        ),
+        "model": MODEL,
         "sequence_length": LENGTH,
         "batch_size": 4,
         "micro_batch_size": 2,
@@ -48,13 +51,14 @@ def tiny_run(**changes) -> PretrainRun:
     return PretrainRun(**{**given, **changes})
 
 
-def write_dataset(path: Path, texts: list[str], source: str) -> Path:
+def write_dataset(path: Path, source: str, columns: Mapping[str, Any]) -> Path:
+    """Writes what `curate` would: documents with ids and these columns, and a manifest."""
     (path / "data").mkdir(parents=True)
     file = path / "data" / "00000.parquet"
-    keys = [str(row) for row in range(len(texts))]
-    ids = make_document_ids(source, ["00000"] * len(texts), keys)
-    pq.write_table(pa.table({"id": ids, "text": pa.array(texts)}), file)
-    entries = [file_entry(path, file, len(texts))]
+    rows = len(next(iter(columns.values())))
+    ids = make_document_ids(source, ["00000"] * rows, list(map(str, range(rows))))
+    pq.write_table(pa.table({"id": ids, **columns}), file)
+    entries = [file_entry(path, file, rows)]
     write_json(path / "manifest.json", {"recipe": {"fingerprint": source}, "files": entries})
     return path
 
@@ -68,8 +72,9 @@ def make_corpus(root: Path) -> Path:
         "\n".join(line.strip() for line in text.splitlines() if line.strip().startswith("#"))
         for text in texts
     ]
-    code = write_dataset(root / "code", pieces, "code")
-    prose = write_dataset(root / "prose", [c for c in comments if len(c) > 40], "prose")
+    code = write_dataset(root / "code", "code", {"text": pieces})
+    long = [comment for comment in comments if len(comment) > 40]
+    prose = write_dataset(root / "prose", "prose", {"text": long})
     train_vocabulary([code, prose], root / "vocabulary", size=VOCABULARY, sample_bytes=100_000)
     tokenize(code, root / "vocabulary", root / "code-tokens")
     tokenize(prose, root / "vocabulary", root / "prose-tokens")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,12 +21,10 @@ from mixtures.stream import Stream
 from mixtures.token_dataset import tokenize
 from mixtures.vocabulary import load_vocabulary
 from mixtures.vocabulary_training import train_vocabulary
-from pipelines.dataset import file_entry, write_json
-from pipelines.document import document_ids as make_document_ids
 from pipelines.load import load
+from tests.training_hook.small_corpus import MODEL, VOCABULARY, write_dataset
 from training_hook.batches import document_ids, host_batch
 from training_hook.checkpoint import checkpoints, load_weights, read_checkpoint
-from training_hook.config import HybridConfig
 from training_hook.export import export
 from training_hook.metrics import read_evaluations, read_metrics
 from training_hook.model import HybridModel
@@ -37,22 +34,7 @@ from training_hook.schedule import WarmupStableDecay
 from training_hook.sft import main, sft
 from training_hook.sft_run import SftRun
 
-VOCABULARY = 512
 LENGTH = 128
-MODEL = HybridConfig(
-    hybrid_override_pattern="M-*-",
-    vocab_size=VOCABULARY,
-    hidden_size=24,
-    intermediate_size=48,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=12,
-    mamba_num_heads=2,
-    mamba_head_dim=12,
-    n_groups=1,
-    ssm_state_size=8,
-    chunk_size=16,
-)
 SIZES = {"sequence_length": LENGTH, "batch_size": 4, "micro_batch_size": 2, "precision": "float32"}
 
 
@@ -70,17 +52,6 @@ def chat_run(**changes) -> SftRun:
         "evaluation_tokens": 1_500,
     }
     return SftRun(**{"name": "chat", "model": MODEL, **SIZES, **given, **changes})
-
-
-def write_dataset(path: Path, source: str, columns: dict[str, pa.Array]) -> Path:
-    (path / "data").mkdir(parents=True)
-    file = path / "data" / "00000.parquet"
-    rows = len(next(iter(columns.values())))
-    ids = make_document_ids(source, ["00000"] * rows, list(map(str, range(rows))))
-    pq.write_table(pa.table({"id": ids, **columns}), file)
-    entries = [file_entry(path, file, rows)]
-    write_json(path / "manifest.json", {"recipe": {"fingerprint": source}, "files": entries})
-    return path
 
 
 def sums(count: int) -> list[list[dict[str, str | None]]]:

@@ -3,16 +3,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from mixtures.mixture import Mixture, Part, mix
 from mixtures.token_dataset import tokenize
 from mixtures.vocabulary_training import train_vocabulary
-from pipelines.dataset import file_entry, write_json
-from pipelines.document import document_ids
+from tests.training_hook.small_corpus import write_dataset
 from training_hook.config import HybridConfig
 from training_hook.model import HybridModel
 from training_hook.pretrain import pretrain
@@ -22,21 +19,14 @@ LENGTH = 256
 VOCABULARY = 1_024
 
 
-def write_dataset(path: Path, texts: list[str], source: str) -> Path:
-    """Writes texts as a curated dataset, with hosts and languages by turns."""
-    (path / "data").mkdir(parents=True)
+def columns_of(source: str, texts: list[str]) -> dict[str, list[str | None]]:
+    """Returns texts as columns of a dataset, with hosts and languages by turns."""
     rows = range(len(texts))
-    columns = {
-        "id": document_ids(source, ["0"] * len(texts), list(map(str, rows))),
-        "text": texts,
+    return {
+        "text": [*texts],
         "url": [f"https://www.{'ab'[row % 2]}.example/{source}/{row}" for row in rows],
         "language": [("en", "de", None)[row % 3] for row in rows],
     }
-    file = path / "data" / "00000.parquet"
-    pq.write_table(pa.table(columns), file)
-    entries = [file_entry(path, file, len(texts))]
-    write_json(path / "manifest.json", {"recipe": {"fingerprint": source}, "files": entries})
-    return path
 
 
 def _make_model(vocab_size: int, seed: int) -> HybridModel:
@@ -82,7 +72,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, paths in files.items():
         texts = [path.read_bytes().decode(errors="replace") for path in paths]
         cut = [text[: 6_000 - 7 * row] for row, text in enumerate(texts) if text]  # no two as long
-        datasets[name] = write_dataset(root / name, cut, name)
+        datasets[name] = write_dataset(root / name, name, columns_of(name, cut))
     train_vocabulary(
         [*datasets.values()], root / "tokenizer", size=VOCABULARY, sample_bytes=200_000
     )
