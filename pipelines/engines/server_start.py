@@ -7,13 +7,16 @@ the command has ended, what was loaded is not taken apart: that took 0.2 s.
 """
 
 import atexit
+import multiprocessing.forkserver
 import os
 import signal
-import sys
+
+import __main__
 
 for _library in ("OPENBLAS", "MKL", "OMP"):
     os.environ[f"{_library}_NUM_THREADS"] = "1"
-if sys.argv == ["-c"]:  # in a process that has more to do, the last line would hide its exit code
+if getattr(__main__, "main", None) is multiprocessing.forkserver.main:
+    # in a process that has more to do, the last line would hide its exit code
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     atexit.register(os._exit, 0)
