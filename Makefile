@@ -8,8 +8,9 @@ setup:
 run: setup
 	@.venv/bin/gristmill flywheel flows.recipes.packages:wheel --out runs/first
 
+# two files of tests at a time; a file stays with one process, for what its fixtures have made
 test: setup check
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu:
 	@$(PY) .ci/test_gpu.py

@@ -18,8 +18,8 @@ WORDS = TEXT.split()
 
 
 def document(rng: np.random.Generator, words: int) -> str:
-    lines = [" ".join(rng.choice(WORDS, 8)) + "." for _ in range(max(1, words // 8))]
-    return "\n".join(lines)
+    chosen = rng.integers(0, len(WORDS), (max(1, words // 8), 8)).tolist()
+    return "\n".join(" ".join([WORDS[word] for word in line]) + "." for line in chosen)
 
 
 def write_corpus(folder: Path, sources: int, documents: int, words: int = 120) -> list[str]:

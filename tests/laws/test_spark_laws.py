@@ -1,23 +1,51 @@
 """Law 3 for the Spark engine: the bytes of the local engine, on threads and on a real cluster."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.laws.harness import RECIPES, digest, run
+from tests.laws.harness import RECIPES, ROOT, digest, run
 
 pyspark = pytest.importorskip("pyspark")
 
+CurateOn = Callable[[str, str, list[str], Path], subprocess.CompletedProcess]
 
-def curate_on(master: str, recipe: str, arguments: list[str], out: Path):
-    engine = ("--engine", "spark", "--master", master)
-    return run("curate", f"{RECIPES}:{recipe}", *arguments, "--out", str(out), *engine)
+
+@pytest.fixture(scope="module")
+def curate_on(tmp_path_factory) -> Iterator[CurateOn]:
+    """A function (master, recipe, sources, output) that curates in a driver that all tests share.
+
+    A JVM takes 10 s to start, and its first run takes twice as long as the next one.
+    """
+    printed = tmp_path_factory.mktemp("driver") / "printed"
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tests.laws.spark_driver"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+
+    def curate(master: str, recipe: str, arguments: list[str], out: Path):
+        engine = ("--engine", "spark", "--master", master)
+        command = ["curate", f"{RECIPES}:{recipe}", *arguments, "--out", str(out), *engine]
+        print(json.dumps([str(printed), *command]), file=driver.stdin, flush=True)
+        code = driver.stdout.readline()
+        assert code, printed.read_text()  # it ended
+        return subprocess.CompletedProcess(command, int(code), stderr=printed.read_text())
+
+    yield curate
+    driver.communicate(timeout=60)  # the end of its input
+    assert driver.returncode == 0
 
 
 def free_port() -> int:
@@ -69,14 +97,14 @@ def cluster(tmp_path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_standalone_cluster_gives_the_same_bytes(cluster, corpus, reference, tmp_path):
+def test_a_standalone_cluster_gives_the_same_bytes(curate_on, cluster, corpus, reference, tmp_path):
     result = curate_on(cluster, "small", corpus, tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert digest(tmp_path / "out") == digest(reference)
 
 
 @pytest.mark.slow
-def test_local_threads_give_the_same_bytes(corpus, reference, tmp_path):
+def test_local_threads_give_the_same_bytes(curate_on, corpus, reference, tmp_path):
     out = tmp_path / "out"
     result = curate_on("local[2]", "small", corpus, out)
     assert result.returncode == 0, result.stderr
@@ -84,7 +112,7 @@ def test_local_threads_give_the_same_bytes(corpus, reference, tmp_path):
 
 
 @pytest.mark.slow
-def test_pieces_are_cut_on_threads_as_by_the_local_engine(corpus, tmp_path):
+def test_pieces_are_cut_on_threads_as_by_the_local_engine(curate_on, corpus, tmp_path):
     alone = run("curate", f"{RECIPES}:pieces", *corpus, "--out", str(tmp_path / "local"))
     assert alone.returncode == 0, alone.stderr
     result = curate_on("local[2]", "pieces", corpus, tmp_path / "spark")
@@ -93,7 +121,9 @@ def test_pieces_are_cut_on_threads_as_by_the_local_engine(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_runs_on_the_local_engine_only_is_refused_before_anything_moves(corpus, tmp_path):
+def test_what_runs_on_the_local_engine_only_is_refused_before_anything_moves(
+    curate_on, corpus, tmp_path
+):
     result = curate_on("local[2]", "spans", corpus, tmp_path / "out")
     assert result.returncode == 2
     assert "SubstringDedup does not run on the spark engine" in result.stderr
@@ -101,7 +131,7 @@ def test_what_runs_on_the_local_engine_only_is_refused_before_anything_moves(cor
 
 
 @pytest.mark.slow
-def test_a_failing_task_says_what_it_said(tmp_path):
+def test_a_failing_task_says_what_it_said(curate_on, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     (source / "a.jsonl").write_text('{"text": "one"}\n')

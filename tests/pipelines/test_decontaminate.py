@@ -380,7 +380,11 @@ def test_fields_and_lists_are_joined(tmp_path):
         ("b.jsonl", b'{"q": 5}\n', "row 0 has 5 in 'q'; wanted text or a list of texts"),
         ("b.jsonl", b"[1]\n", r"row 0 is \[1\], wanted an object"),
         ("b.jsonl", b'{"q": "short"}\n', "none of its 1 items keeps enough words"),
-        ("b.jsonl.gz", gzip.compress(b'{"q": "x"}\n')[:-9], "damaged: truncated.*fetch it again"),
+        (
+            "b.jsonl.gz",
+            gzip.compress(b'{"q": "x"}\n', mtime=0)[:-9],
+            "damaged: truncated.*fetch it again",
+        ),
         ("b.parquet", b"PAR1", "no Parquet file or damaged"),
         ("b.txt", b"question", "none of the 1 files at .* is JSON Lines or Parquet"),
     ],

@@ -69,14 +69,22 @@ def test_generate_asks_nothing_twice(tmp_path, loopback):
 
 
 def test_generate_goes_on_when_the_server_comes_back(tmp_path, loopback, capsys):
-    server = loopback(echo)
-    server.delay_s = 0.01
+    before: list[int] = []
+
+    def reply(body) -> str:
+        if len(server.bodies) >= 20 and not before:
+            before.append(len(server.bodies))
+            server.delay_s = 60  # who asks from now on is waiting when the server goes
+        return echo(body)
+
+    server = loopback(reply)
     wanted = requests(60)
 
     def restart() -> None:
-        while len(server.bodies) < 20:
+        while not before or len(server.bodies) == before[0]:
             time.sleep(0.001)
         server.stop()
+        server.delay_s, server.reply = 0.01, echo
         server.start()
 
     thread = threading.Thread(target=restart)
