@@ -5,17 +5,11 @@ examples are drawn by `make explore`; what it finds becomes a case of its own.
 """
 
 import os
-import sys
 
 from hypothesis import HealthCheck, settings
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-
-# xdist starts its processes as multiprocessing does the fork server: the laws import all modules,
-# and pipelines.engines.server_start would make a process that looks so deaf to Ctrl-C
-if sys.argv == ["-c"]:
-    sys.argv = ["pytest"]
 
 # how long an example takes says more about the machine than about the code
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
