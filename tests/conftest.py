@@ -5,11 +5,15 @@ examples are drawn by `make explore`; what it finds becomes a case of its own.
 """
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+
+# a shell has its background commands ignore Ctrl-C, and they hand that on to what they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # how long an example takes says more about the machine than about the code
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
