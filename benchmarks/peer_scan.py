@@ -1,9 +1,9 @@
 """mamba-ssm's Triton kernels in the place of our scan.
 
 `training_hook.layers.mamba.ssd_packed` is the seam; what is around it stays ours, the convolution
-too (causal-conv1d has no wheel: to build it takes 8 minutes), and the gated norm, with whose kernel
-of theirs a step took 1% longer on an H200. As operators that the compiler takes
-whole they get and give x, B and C side by side, as ours do, so nothing is split or joined for them.
+too (causal-conv1d has no wheel: to build it takes 8 minutes), and the gated norm (with the peer's a
+step took 1% longer on an H200). As operators that the compiler takes whole they get and give x, B
+and C side by side, as ours do, so nothing is split or joined for them.
 
 The kernels choose among 201 configurations by trying them. One by one these compile for minutes, so
 candidates compile in threads; they are tried when nothing else runs, see `tune`.

@@ -57,12 +57,13 @@ def load(
         ValueError: there is none, it takes no such arguments, or it returns something else.
     """
     function = load_function(name, kind)
-    if not inspect.isfunction(function):
+    if not callable(function):
         raise ValueError(f"{kind} {name!r}: it is of type {type(function).__name__}, no function")
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(**(arguments or {}))
+        signature.bind(**(arguments or {}))
     except TypeError as error:
-        takes = ", ".join(inspect.signature(function).parameters) or "none"
+        takes = ", ".join(signature.parameters) or "none"
         raise ValueError(f"{kind} {name!r}: {error}; its arguments are: {takes}") from error
     made = function(**(arguments or {}))
     if not isinstance(made, wanted):

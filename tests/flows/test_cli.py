@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import re
@@ -87,6 +88,7 @@ def test_a_wrong_recipe_name_says_what_there_is(name, words):
         load_function(name, "recipe")
 
 
+@functools.cache
 def made() -> int:
     return 7
 

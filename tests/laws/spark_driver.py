@@ -16,6 +16,7 @@ def main() -> None:
     command = application()
     for line in sys.stdin:
         printed, *arguments = json.loads(line)
+        code = None
         with open(printed, "wb") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)

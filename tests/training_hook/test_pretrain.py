@@ -521,7 +521,10 @@ def test_published_run_loads_and_can_be_planned(name, capsys):
         ),
         ("flows.runs.missing:run", "there is no module flows.runs.missing"),
         ("flows.runs.hybrid_tiny:walk", "has no 'walk'; it has: run"),
-        ("flows.runs.hybrid_tiny:HybridConfig", "it is of type type, no function"),
+        (
+            "flows.runs.hybrid_tiny:HybridConfig",
+            "missing a required argument: 'hybrid_override_pattern'",
+        ),
     ],
 )
 def test_run_that_is_none_is_wrong_usage(name, message, capsys):
