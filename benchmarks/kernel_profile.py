@@ -20,7 +20,6 @@ _KINDS = (
     ("mamba_ssm's norm", r"^_layer_norm_"),
     ("optimizer and clipping", r"multi_tensor|adam|lpnorm|foreach"),
     ("gradients added up", r"CUDAFunctor_add"),
-    ("loss, compiled", r"^triton_.*softmax"),
     ("pointwise and norms, compiled", r"^triton_"),
     ("copies", r"memcpy|memset|copy|CatArray"),
     ("pointwise and sums, not compiled", r"at::native"),

@@ -74,8 +74,8 @@ class Nemotron(nn.Module):
         """Returns no histories."""
         return {}
 
-    def held_weights(self) -> Any:
-        """Holds nothing."""
+    def held_weights(self, adds: bool) -> Any:
+        """Holds nothing, and nothing adds."""
         return nullcontext()
 
 

@@ -10,7 +10,12 @@ allocated (BF16, or FP8 as it is and transposed), where a cast at each call read
 each micro batch. They are in no checkpoint, and at the same addresses in each step, so that nothing
 compiles again. Outside of `hold` every call casts: evaluation and decoding never see a cast that is
 older than the weight. Either way the numbers are the same.
+
+Where one process has the whole weight, `hold` can also let a product in a narrower dtype add its
+gradient to the weight's as it is made (`products`), without rounding it.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +25,20 @@ from training_hook.amax_history import AmaxHistory
 from training_hook.fp8 import cast_weight, fp8_linear
 from training_hook.fp8_scaling import NOT_DELAYED, Cast, Delayed
 from training_hook.linear_recipe import MULTIPLES, check_recipe
+from training_hook.products import add_product
 
 
 class Linear(nn.Module):
     """A product with a weight of (out_features, in_features) in the dtype of the input, no bias."""
 
     held_copy: Tensor | None
+    total: Tensor | None
+    """The weight's gradient, if products add to it."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.held = False
+        self.held, self.total = False, None
         self.register_buffer("held_copy", None, persistent=False)
 
     def reset_parameters(self, spread: float, generator: torch.Generator) -> None:
@@ -39,6 +47,9 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (tokens, in_features) to (tokens, out_features)."""
+        if self.held and self.total is not None and torch.is_grad_enabled():
+            held = self.held_copy, self.total
+            return _Adding.apply(x, self.weight, *held)  # pyright: ignore[reportReturnType]
         return F.linear(x, self._in_dtype(self.weight, x.dtype))
 
     def forward_parts(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -46,17 +57,26 @@ class Linear(nn.Module):
         return (self(x),)
 
     @torch.no_grad()
-    def hold(self, dtype: torch.dtype) -> None:
+    def hold(self, dtype: torch.dtype, adds: bool = False) -> None:
         """Casts the weight to a dtype for all products until `release`.
 
         Inputs must have that dtype, and the weight must not change meanwhile.
+
+        Args:
+            dtype: of the products.
+            adds: lets backward passes add to the weight's `grad`, which is there from now on, past
+                autograd and whatever waits for a gradient there.
         """
         self._hold_copy(self.weight, dtype)
+        if adds and self.held_copy is not None:
+            if self.weight.grad is None:
+                self.weight.grad = torch.zeros_like(self.weight)
+            self.total = self.weight.grad
         self.held = True
 
     def release(self) -> None:
         """Lets each product cast the weight again; the memory stays for the next `hold`."""
-        self.held = False
+        self.held, self.total = False, None
 
     def _hold_copy(self, weight: Tensor, dtype: torch.dtype) -> None:
         if weight.dtype == dtype:
@@ -131,12 +151,15 @@ class FP8Linear(Linear):
         return self.history.delayed()
 
     @torch.no_grad()
-    def hold(self, dtype: torch.dtype) -> None:
-        """Casts the weight to what its products want until `release`; see `Linear.hold`."""
+    def hold(self, dtype: torch.dtype, adds: bool = False) -> None:
+        """Casts the weight to what its products want until `release`; see `Linear.hold`.
+
+        FP8 products come out in FP32, but add to nothing.
+        """
         if not self.low_precision:
             for name in Cast._fields:
                 setattr(self, f"held_{name}", None)
-            super().hold(dtype)
+            super().hold(dtype, adds)
             return
         low, plain = self._parts()
         for name, new in cast_weight(low, self.recipe)._asdict().items():
@@ -176,6 +199,21 @@ class _StandIn(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
         return grad_outputs[0].to(ctx.dtype), None
+
+
+class _Adding(torch.autograd.Function):
+    """A product with a copy of a weight, whose backward pass adds to the weight's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, copy: Tensor, total: Tensor) -> Tensor:
+        ctx.save_for_backward(x, copy, total)
+        return x @ copy.T
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (dy,), (x, copy, total) = grad_outputs, ctx.saved_tensors
+        add_product(total, dy, x)
+        return dy @ copy, None, None, None
 
 
 def draw_normal(weight: Tensor, spread: float, generator: torch.Generator) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.progress import say
+from training_hook.cross_entropy import LOGIT_ROWS
 from training_hook.linear_recipe import PRODUCT_BYTES
 from training_hook.model import LAYERS, linear_recipes, num_parameters, tensor_shapes
 from training_hook.run import PretrainRun
@@ -29,8 +30,6 @@ GATHERED_BYTES = 8
 """Of each parameter on every rank: its weight and gradient, where they are gathered for a step."""
 HELD_BYTES = 2
 """Of a weight's cast: BF16, or FP8 as it is and transposed."""
-LOGIT_ROWS = 4096
-"""Tokens whose logits are there at once on a GPU, see `HybridModel.loss`."""
 GIB = 1 << 30
 
 
@@ -90,7 +89,7 @@ def count_memory(run: PretrainRun, world_size: int = 1) -> Memory:
         casts += HELD_BYTES * table
     # before and after the last norm, and the gradient that the head keeps instead of logits
     kept += 3 * width * model.hidden_size
-    logits = 2 * width * model.vocab_size * min(LOGIT_ROWS, tokens)  # and their gradient
+    logits = width * model.vocab_size * min(LOGIT_ROWS, tokens)
     if reshards:  # both tables stay gathered from the forward to the backward pass
         logits += 4 * table * (1 if model.tie_word_embeddings else 2)
     return Memory(

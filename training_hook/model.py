@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training_hook.amax_history import AmaxHistory
 from training_hook.config import HybridConfig
-from training_hook.cross_entropy import linear_cross_entropy
+from training_hook.cross_entropy import LOGIT_ROWS, linear_cross_entropy
 from training_hook.documents import Documents, document_mask, number_documents
 from training_hook.layers.attention import Attention
 from training_hook.layers.mamba import Mamba
@@ -164,7 +164,9 @@ class HybridModel(nn.Module):
             last = state.last_document if document_ids is None else document_ids[:, -1].int()
             state = DecodeState(last, tuple(states))
         auxiliary_loss = torch.stack(auxiliary_losses).sum() if auxiliary_losses else None
-        return Hidden(self.backbone.norm_f(hidden), state, auxiliary_loss)
+        norm = self.backbone.norm_f
+        hidden = norm(hidden) if state is None else norm.forward(hidden)
+        return Hidden(hidden, state, auxiliary_loss)
 
     @overload
     def forward(
@@ -217,8 +219,8 @@ class HybridModel(nn.Module):
         output = self.hidden(tokens, document_ids)
         mask = torch.ones_like(targets, dtype=torch.bool) if loss_mask is None else loss_mask
         count = mask.sum()
-        # a chunk's logits: 4 MB stay in a CPU's cache, 4,096 rows fill a GPU
-        rows = 4096 if tokens.is_cuda else max(64, 2**20 // self.config.vocab_size)
+        # 4 MB of logits stay in a CPU's cache
+        rows = LOGIT_ROWS if tokens.is_cuda else max(64, 2**20 // self.config.vocab_size)
         total, nats = linear_cross_entropy(
             output.hidden.flatten(0, 1),
             self.lm_head.weight,
@@ -259,16 +261,20 @@ class HybridModel(nn.Module):
                 module.low_precision = on
 
     @contextmanager
-    def held_weights(self) -> Iterator[None]:
+    def held_weights(self, adds: bool = False) -> Iterator[None]:
         """Casts every weight once, for all forward and backward passes inside; see `linear`.
 
         Weights must not change inside: optimizer steps, like a change of `compute_dtype` or
         `set_low_precision`, come before or after.
+
+        Args:
+            adds: lets the layers' products add to gradients by themselves, see `Linear.hold`.
         """
         products = [module for module in self.modules() if isinstance(module, Linear)]
         try:
             for product in products:
-                product.hold(self.compute_dtype)
+                # the head's gradient comes from its loss
+                product.hold(self.compute_dtype, adds and product is not self.lm_head)
             yield
         finally:
             for product in products:
@@ -283,7 +289,7 @@ class HybridModel(nn.Module):
         }
 
     def compile_layers(self, backend: str = "inductor") -> None:
-        """Compiles layer by layer: layers of one letter share a graph, so 60 cost as 3."""
+        """Compiles layer by layer, and the last norm: layers of one letter share a graph."""
         # all letters are one function to the compiler, in training and in evaluation, and 8 is
         # its limit of graphs for a function
         torch._dynamo.config.recompile_limit = 8 * len(LAYERS)
@@ -294,6 +300,7 @@ class HybridModel(nn.Module):
                 )
             else:
                 layer.compile(backend=backend, dynamic=False, fullgraph=True)
+        self.backbone.norm_f.compile(backend=backend, dynamic=False, fullgraph=True)
 
 
 def linear_recipes(layers: int, recipe: str, plain_ends: tuple[int, int]) -> list[str]:

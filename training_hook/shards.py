@@ -79,7 +79,8 @@ class Shards:
             if self._reshard:
                 yield
                 return
-            with self.model.held_weights():
+            # FSDP spreads what autograd hands it
+            with self.model.held_weights(adds=not self._modules):
                 yield
                 self._join_amaxes()
 

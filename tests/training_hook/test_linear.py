@@ -73,6 +73,39 @@ def test_held_weights_give_the_gradients_of_casting_at_each_call(recipe):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.parametrize("recipe", ["plain", "fp8_tensor"])
+def test_products_that_add_give_the_gradients_that_autograd_adds(recipe, backend):
+    """Over two micro batches and a gradient that is there already."""
+    torch._dynamo.reset()
+    model, other = model_of(recipe), model_of(recipe)
+    if backend:
+        model.compile_layers(backend)
+        other.compile_layers(backend)
+    for number in range(2):
+        with model.held_weights(adds=True), other.held_weights():
+            for each in (model, other):
+                tokens = host_batch(number).tokens.long()
+                for rows in tokens.split(2):
+                    each.loss(rows[:, :-1], rows[:, 1:]).total.backward()
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+
+
+def test_products_that_add_are_those_of_plain_layers_in_a_narrower_dtype():
+    model = model_of("plain")
+    products = [m for m in model.modules() if isinstance(m, Linear) and m is not model.lm_head]
+    for dtype, adds in ((torch.bfloat16, True), (torch.float32, False)):
+        model.compute_dtype = dtype
+        with model.held_weights(adds=True):
+            assert all((product.total is not None) == adds for product in products)
+            assert model.lm_head.total is None
+        for product in products:
+            assert product.total is None
+            assert product.weight.grad is None or not product.weight.grad.any()
+            product.weight.grad = None
+
+
 @pytest.mark.parametrize("recipe", [recipe for recipe in ALL if recipe != "fp8_delayed"])
 def test_steps_with_held_weights_equal_steps_without(recipe, monkeypatch):
     model = model_of(recipe)
