@@ -85,11 +85,6 @@ def tune(step: Callable[[], Any]) -> dict[str, Any]:
     return {"seconds": seconds, "chosen": chosen, "not_compiled": Tuning.failures}
 
 
-def put_in() -> None:
-    """Puts the peer's kernels in the place of ours, for models that are built from now on."""
-    mamba.ssd_packed = packed
-
-
 def packed(xbc: Tensor, dt: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, *others: Any) -> Any:
     """Scans as `ssd_packed`, positional arguments alone, by mamba-ssm's kernels.
 
@@ -111,6 +106,11 @@ def plain(xbc: Tensor, dt: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, *other
     x, B, C = _split(xbc, dt.shape[-1], groups, state_size)
     y, final = ssd(x, dt, A, B, C, D, dt_bias, *given)
     return y.flatten(-2), final
+
+
+def put_in(scan_packed: Callable[..., Any] = packed) -> None:
+    """Puts the peer's kernels in the place of ours, for models that are compiled from now on."""
+    mamba.ssd_packed, mamba.mixes_at_once = scan_packed, lambda *_: False
 
 
 def _split(xbc: Tensor, heads: int, groups: int, state_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,19 +212,21 @@ def agreement(run: PretrainRun, mixture: Path, device: torch.device) -> dict:
     tokens, ids = batch.tokens.to(device).long(), document_ids(batch.boundaries.to(device), length)
     mask = None if batch.loss_mask is None else batch.loss_mask.to(device)
 
-    def gradients(scan_packed: Callable[..., Any]) -> tuple[float, Tensor]:
-        seam, mamba.ssd_packed = mamba.ssd_packed, scan_packed
+    def gradients(scan_packed: Callable[..., Any] | None) -> tuple[float, Tensor]:
+        seams = mamba.ssd_packed, mamba.mixes_at_once
+        if scan_packed is not None:
+            put_in(scan_packed)
         try:
             inputs = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
             loss = model.loss(*inputs, mask, ids).total / batch.num_targets
             found = torch.autograd.grad(loss, weights)
         finally:
-            mamba.ssd_packed = seam
+            mamba.ssd_packed, mamba.mixes_at_once = seams
         return loss.item(), torch.cat([t.flatten() for t in found])
 
     wanted_loss, wanted = gradients(plain)
     record: dict[str, Any] = {"tokens": length, "loss": {"plain": wanted_loss}, "gradients": {}}
-    for name, scan_packed in {"ours": mamba.ssd_packed, "peer": packed}.items():
+    for name, scan_packed in {"ours": None, "peer": packed}.items():
         record["loss"][name], found = gradients(scan_packed)
         record["gradients"][name] = float((found - wanted).norm() / wanted.norm())
     ours, theirs = record["gradients"]["ours"], record["gradients"]["peer"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training_hook.kernels.convolution_operators import convolve
+from training_hook.kernels.convolution_operators import convolve, has_kernel
 
 
 class CausalConvolution(nn.Module):
@@ -45,9 +45,7 @@ class CausalConvolution(nn.Module):
         """
         history = self.weight.shape[-1] - 1
         initial_state = None if initial_state is None else initial_state.to(x.dtype)
-        # from 9 taps on the kernel would run out of registers
-        has_kernel = x.is_cuda and x.dtype != torch.float64 and 1 <= history <= 7
-        run = convolve if has_kernel else plain_convolution
+        run = convolve if has_kernel(x, history + 1) else plain_convolution
         y = run(x, self.weight, self.bias, document_ids, initial_state)
         return y, _last_inputs(x, document_ids, initial_state, history)
 

@@ -75,7 +75,7 @@ def compare_with_plain() -> None:
         dy = torch.randn(2, length, 24, generator=torch.Generator().manual_seed(0))[:, :, :20]
         wanted = exact(plain_convolution, inputs, dy)
         y = convolution_kernels.forward(*inputs, walk)
-        gradients = convolution_backward_kernels.backward(dy, *inputs, walk)
+        gradients = convolution_backward_kernels.backward(dy, *inputs, walk=walk)
         assert_near([y, *gradients[: len(wanted) - 1]], wanted, 1e-6)
     compare_operator()
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training_hook import test_norm_kernels
+from tests.training_hook import test_mamba_operators, test_norm_kernels
 from tests.training_hook.test_convolution_kernels import (
     assert_near,
     differentiate,
@@ -11,7 +11,11 @@ from tests.training_hook.test_convolution_kernels import (
     operands,
 )
 from training_hook.convolution import CausalConvolution, plain_convolution
+from training_hook.cross_entropy import differentiate as plain_cross_entropy
+from training_hook.documents import Documents
+from training_hook.kernels import cross_entropy_kernels
 from training_hook.kernels.convolution_operators import convolve
+from training_hook.layers import mamba
 from training_hook.norm import GatedGroupNorm, plain_gated_norm
 
 pytestmark = [
@@ -125,3 +129,39 @@ def test_gated_norm_module_on_cuda_is_the_same_every_time_and_compiled():
         again = torch.autograd.grad(run(x, gate), [x, module.weight], dy)
         for a, b in zip(again, first, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_mamba_layer_on_cuda_at_once_gives_the_bits_of_its_parts(dtype, compiled, monkeypatch):
+    torch._dynamo.reset()
+    hidden = normal(2, 300, 24, dtype=dtype)
+    ids = test_mamba_operators.documents_of(2, 300).ids.cuda()
+    found = []
+    for at_once in (mamba.mixes_at_once, lambda *_: False):
+        monkeypatch.setattr(mamba, "mixes_at_once", at_once)
+        layer = test_mamba_operators.layer_of().cuda()
+        assert layer._mixes_at_once(normal(2, 300, sum(layer.split_sizes), dtype=dtype)) is (
+            not found
+        )
+        if compiled:
+            layer.compile(fullgraph=True, dynamic=False)
+        found.append(test_mamba_operators.gradients(layer, hidden, Documents(ids, None)))
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("columns", [32_000, 65_536, 131_072, 50_257, 7])
+def test_cross_entropy_on_cuda_equals_float64(columns, dtype):
+    logits = 5 * normal(33, columns, dtype=dtype)
+    targets = (torch.arange(33) * 7919 % columns).cuda()
+    mask = (torch.arange(33) % 4 != 2).cuda()
+    for z_loss in (0.0, 1e-2):
+        given, exactly = logits.clone(), logits.double()
+        wanted = plain_cross_entropy(exactly, targets, mask, z_loss)
+        got = cross_entropy_kernels.differentiate(given, targets, mask, z_loss)
+        torch.testing.assert_close(got, wanted, rtol=2e-6, atol=1e-5, check_dtype=False)
+        limits = {"rtol": 2e-5 if dtype == torch.float32 else 1.01 * 2.0**-8, "atol": 1e-7}
+        torch.testing.assert_close(given, exactly, **limits, check_dtype=False)
+        assert not given[~mask].any()

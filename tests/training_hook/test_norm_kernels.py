@@ -36,7 +36,7 @@ def compare_with_plain() -> None:
         dy = torch.randn(1, tokens, size + 3, generator=torch.Generator().manual_seed(0))[..., 3:]
         wanted = exact(plain_gated_norm, inputs, dy)
         y, inverse = norm_kernels.forward(*inputs, walk)
-        gradients = norm_kernels.backward(dy, *inputs[:3], inverse, walk)
+        gradients = norm_kernels.backward(dy, *inputs[:3], inverse, walk=walk)
         assert_near([y, *gradients], wanted, 1e-6)
     dy = torch.ones(1, 1, 24)
     wanted = exact(plain_gated_norm, inputs, dy)

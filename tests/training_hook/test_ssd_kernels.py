@@ -127,12 +127,12 @@ def compare_with_reference() -> None:
         inputs = Inputs(xbc, dt, *(single[name] for name in names), groups, state_size)
         launch = Launch(chunk, 4, 1)
         y, final = ssd_forward_kernels.forward(inputs, launch)
-        gradients = ssd_backward_kernels.backward(inputs, dy, dfinal, launch)
+        gradients = ssd_backward_kernels.backward(inputs, dy, dfinal, launch=launch)
         dxbc, ddt, by_head, dinitial = gradients
         inner, maps = heads * head_dim, groups * state_size
         dx, dB, dC = dxbc.split([inner, maps, maps], dim=-1)
         found = {"y": y, "final": final, "x": dx, "B": dB, "C": dC, "dt": ddt}
-        found |= dict(zip(("A", "D", "dt_bias"), by_head, strict=True))
+        found |= dict(zip(("A", "D", "dt_bias"), by_head.unbind(1), strict=True))
         found["initial_state"] = dinitial
         for name, error in relative_errors(found, wanted).items():
             assert error < 3e-5, f"{name} at length {length} differs by {error}"

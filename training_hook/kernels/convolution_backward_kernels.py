@@ -75,12 +75,21 @@ def _spread(slope, pending, ids, last, taps):
 
 @triton.jit
 def _store_gradient(
-    gradient, dx_ptr, initial_ptr, row, begin, channel, channels, length, KERNEL: tl.constexpr
+    gradient,
+    dx_ptr,
+    initial_ptr,
+    row,
+    begin,
+    channel,
+    channels,
+    length,
+    dx_stride,
+    KERNEL: tl.constexpr,
 ):
     """Stores the finished gradient of an input of this program's rows or the initial state."""
     inside = channel < channels
     mask = inside & (row >= begin) & (row < length)
-    place = row.to(tl.int64) * channels + channel
+    place = row.to(tl.int64) * dx_stride + channel
     tl.store(dx_ptr + place, gradient.to(dx_ptr.dtype.element_ty), mask=mask)
     if initial_ptr is not None:
         place = (row + KERNEL - 1) * channels + channel
@@ -103,7 +112,7 @@ def _advance(
 ):
     """Walks over some rows; only a program's own ones count for the taps."""
     dy_ptr, x_ptr, ids_ptr, dx_ptr, dinitial_ptr = pointers
-    dy_stride, stride = strides
+    dy_stride, stride, dx_stride = strides
     begin, channel, channels, length = place
     window, window_ids, pending, sums = state
     rows = load_rows(x_ptr, first, stride, channel, channels, length, COUNT)
@@ -120,7 +129,7 @@ def _advance(
         done = _spread(slope, pending, window_ids, last, taps)
         row = first + i - (KERNEL - 1)
         _store_gradient(
-            done[0], dx_ptr, dinitial_ptr, row, begin, channel, channels, length, KERNEL
+            done[0], dx_ptr, dinitial_ptr, row, begin, channel, channels, length, dx_stride, KERNEL
         )
         pending, window = done[1:], window[1:] + (x,)
         if ids_ptr is not None:
@@ -145,6 +154,8 @@ def _backward(
     dy_stride,
     batch_stride,
     stride,
+    dx_batch_stride,
+    dx_stride,
     KERNEL: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -155,7 +166,7 @@ def _backward(
     batch = tl.program_id(2).to(tl.int64)
     dy_ptr += batch * dy_batch_stride
     x_ptr += batch * batch_stride
-    dx_ptr += batch * length * channels
+    dx_ptr += batch * dx_batch_stride
     if ids_ptr is not None:
         ids_ptr += batch * length
     if initial_ptr is not None:
@@ -167,7 +178,7 @@ def _backward(
     pending = _zeros(KERNEL - 1, CHANNELS)
     sums = _zeros(KERNEL + 1, CHANNELS)
     pointers = (dy_ptr, x_ptr, ids_ptr, dx_ptr, dinitial_ptr)
-    strides, place = (dy_stride, stride), (begin, channel, channels, length)
+    strides, place = (dy_stride, stride, dx_stride), (begin, channel, channels, length)
     for start in range(0, ROWS, CHUNK):
         first, state = begin + start, (window, window_ids, pending, sums)
         window, window_ids, pending, sums = _advance(
@@ -188,17 +199,18 @@ def backward(
     bias: Tensor,
     document_ids: Tensor | None,
     initial_state: Tensor | None,
+    dx: Tensor | None = None,
     walk: Walk = BACKWARD,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns all gradients; see `convolution_operators.convolve_backward`."""
+    """Returns all gradients; see `convolution_operators.convolve_backward`.
+
+    That of x is written into `dx` if it is given, a slice of wider rows.
+    """
     batch, length, channels = x.shape
     dy, x, taps = contiguous_rows(dy), contiguous_rows(x), contiguous_taps(weight)
     initial_state = contiguous(initial_state)
-    dx, dweight, dbias = (
-        x.new_empty(x.shape),
-        weight.new_empty(weight.shape),
-        bias.new_empty(channels),
-    )
+    dx = x.new_empty(x.shape) if dx is None else dx
+    dweight, dbias = weight.new_empty(weight.shape), bias.new_empty(channels)
     dinitial = x.new_empty(0) if initial_state is None else torch.empty_like(initial_state)
     walk = fitted(walk, length, len(taps))
     grid = (triton.cdiv(channels, walk.channels), -(-length // walk.rows), batch)
@@ -219,6 +231,8 @@ def backward(
         dy.stride(1),
         x.stride(0),
         x.stride(1),
+        dx.stride(0),
+        dx.stride(1),
         len(taps),
         walk.rows,
         walk.chunk,

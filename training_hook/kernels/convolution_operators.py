@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def has_kernel(x: Tensor, kernel: int) -> bool:
+    """Says whether the kernel can have an input: from 9 taps on it would run out of registers."""
+    return x.is_cuda and x.dtype != torch.float64 and 2 <= kernel <= 8
+
+
 @torch.library.custom_op("gristmill::convolve", mutates_args=())
 def convolve(
     x: Tensor,

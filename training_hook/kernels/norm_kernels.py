@@ -108,6 +108,7 @@ def _backward(
     dy_stride,
     x_stride,
     gate_stride,
+    dgate_stride,
     GROUP: tl.constexpr,
     PART: tl.constexpr,
     PARTS: tl.constexpr,
@@ -142,7 +143,7 @@ def _backward(
             slope = (dy[p] * weight[p] - normals[p] * along) * inverse
             dgate = slope * x[p] * (openings[p] + silu * (1.0 - openings[p]))
             _store_part(dx_ptr + row * size + begin, slope * silu, inside, p, GROUP, PART)
-            _store_part(dgate_ptr + row * size + begin, dgate, inside, p, GROUP, PART)
+            _store_part(dgate_ptr + row * dgate_stride + begin, dgate, inside, p, GROUP, PART)
     place = tl.program_id(1).to(tl.int64) * size + begin
     for p in tl.static_range(PARTS):
         _store_part(partial_ptr + place, sums[p], True, p, GROUP, PART)
@@ -178,14 +179,21 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, inverse: Tensor, walk: Walk = BACKWARD
+    dy: Tensor,
+    x: Tensor,
+    gate: Tensor,
+    weight: Tensor,
+    inverse: Tensor,
+    dgate: Tensor | None = None,
+    walk: Walk = BACKWARD,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns all gradients; see `norm_operators.gated_norm_backward`."""
-    dx, dgate, dweight = (
-        like.new_empty(shape)
-        for like, shape in ((x, x.shape), (gate, x.shape), (weight, weight.shape))
-    )
-    dy, x, gate = _rows(dy), _rows(x), _rows(gate)
+    """Returns all gradients; see `norm_operators.gated_norm_backward`.
+
+    That of the gate is written into `dgate` if it is given, a slice of wider rows.
+    """
+    dgate = gate.new_empty(x.shape) if dgate is None else dgate
+    dx, dweight = x.new_empty(x.shape), weight.new_empty(weight.shape)
+    dy, x, gate, dgate_rows = _rows(dy), _rows(x), _rows(gate), dgate.view(-1, dgate.shape[-1])
     groups = inverse.shape[-1]
     tokens, group = len(x), x.shape[1] // groups
     part, parts = _parts(group)
@@ -198,13 +206,14 @@ def backward(
         weight.contiguous(),
         inverse,
         dx,
-        dgate,
+        dgate_rows,
         partial,
         tokens,
         groups,
         dy.stride(0),
         x.stride(0),
         gate.stride(0),
+        dgate_rows.stride(0),
         group,
         part,
         parts,

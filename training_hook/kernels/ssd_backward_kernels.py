@@ -42,6 +42,7 @@ from training_hook.kernels.ssd_state_kernels import (
     precision,
     readable,
 )
+from training_hook.kernels.sum_kernels import add_up
 
 DX_DB = (Launch(64, 8, 3), Launch(64, 8, 2), Launch(64, 8, 1))
 """Of `_dx_dB`, for `Inputs.fit`; the chunk is that of the whole backward pass."""
@@ -229,6 +230,8 @@ def _time_steps(
     chunks,
     dt_batch,
     dt_row,
+    ddt_batch,
+    ddt_row,
     HEADS: tl.constexpr,
     Q: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -261,7 +264,7 @@ def _time_steps(
     dt = tl.load(dt, mask=inside, other=0.0).to(tl.float32) + bias[:, None]
     ddt = (column + left + rate[:, None] * decay) * tl.sigmoid(dt)
     ddt = tl.where(inside, ddt, 0.0)
-    out = ddt_ptr + (row * length + start) * HEADS + q[None, :] * HEADS + head[:, None]
+    out = ddt_ptr + row * ddt_batch + start * ddt_row + q[None, :] * ddt_row + head[:, None]
     tl.store(out, ddt.to(ddt_ptr.dtype.element_ty), mask=inside)
     skip = tl.load(sums + 4 * padded, mask=inside, other=0.0)
     partial = partial_ptr + (row * chunks + chunk) * 3 * HEADS + head
@@ -271,10 +274,19 @@ def _time_steps(
 
 
 def backward(
-    inputs: Inputs, dy: Tensor, dfinal: Tensor, launch: Launch | None = None
+    inputs: Inputs,
+    dy: Tensor,
+    dfinal: Tensor | None,
+    ddt: Tensor | None = None,
+    launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns dxbc, ddt, the gradients by A, D and dt_bias (3, heads), and by the initial state."""
-    inputs, dy, dfinal = inputs.readable(), readable(dy), readable(dfinal)
+    """Returns dxbc, ddt, the gradients by A, D and dt_bias (heads, 3), and by the initial state.
+
+    That of dt is written into `ddt` if it is given, a slice of wider rows; without `dfinal` that of
+    the last state is 0.
+    """
+    inputs, dy = inputs.readable(), readable(dy)
+    dfinal = None if dfinal is None else dfinal.contiguous()
     launch, dC_launch = launch or inputs.fit(DX_DB), inputs.fit(DC)
     decays = make_decays(inputs, launch.chunk)
     states, _ = carry_forward(inputs, decays, launch.chunk)
@@ -322,7 +334,8 @@ def backward(
         num_warps=dC_launch.warps,
         num_stages=dC_launch.stages,
     )
-    ddt = torch.empty_like(inputs.dt, memory_format=torch.contiguous_format)
+    if ddt is None:
+        ddt = torch.empty_like(inputs.dt, memory_format=torch.contiguous_format)
     partial = decays.new_empty(batch, chunks, 3, heads)
     _time_steps[(chunks, batch, -(-heads // TIME_STEP_HEADS))](
         inputs.dt,
@@ -337,8 +350,11 @@ def backward(
         padded,
         chunks,
         *inputs.dt.stride()[:2],
+        *ddt.stride()[:2],
         heads,
         launch.chunk,
         TIME_STEP_HEADS,
     )
-    return dxbc, ddt, partial.sum((0, 1)), dinitial
+    by_head = decays.new_empty(heads, 3)
+    add_up(partial.flatten(0, 1), by_head)
+    return dxbc, ddt, by_head, dinitial

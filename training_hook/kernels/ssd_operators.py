@@ -49,7 +49,7 @@ def ssd_packed(
     Returns:
         y, (batch, length, heads * head_dim), and the state after the last position, FP32.
     """
-    if _have_kernels(xbc, dt.shape[-1], groups, state_size):
+    if have_kernels(xbc, dt.shape[-1], groups, state_size):
         return scan(xbc, dt, A, D, dt_bias, document_ids, initial_state, groups, state_size)
     maps = groups * state_size
     x, B, C = xbc.split([xbc.shape[-1] - 2 * maps, maps, maps], dim=-1)
@@ -124,7 +124,7 @@ def scan_backward(
     """Returns the gradients of `scan` from those of its results.
 
     Returns:
-        By xbc; by dt; by A, D and dt_bias, FP32, (3, heads); by the initial state, FP32.
+        By xbc; by dt; by A, D and dt_bias, FP32, (heads, 3); by the initial state, FP32.
     """
     # Triton is there only where there is a GPU
     from training_hook.kernels import ssd_backward_kernels
@@ -151,7 +151,7 @@ def _(
     return (
         xbc.new_empty(xbc.shape),
         dt.new_empty(dt.shape),
-        xbc.new_empty(3, dt.shape[-1], dtype=torch.float32),
+        xbc.new_empty(dt.shape[-1], 3, dtype=torch.float32),
         xbc.new_empty(dfinal.shape, dtype=torch.float32),
     )
 
@@ -165,7 +165,7 @@ def _backward(ctx, dy: Tensor, dfinal: Tensor):
     inputs = ctx.saved_tensors
     A, D, dt_bias, _, initial_state = inputs[2:]
     dxbc, ddt, sums, dinitial = scan_backward(dy, dfinal, *inputs, ctx.groups, ctx.state_size)
-    by_head = [by.to(t.dtype) for by, t in zip(sums.unbind(0), (A, D, dt_bias), strict=True)]
+    by_head = [by.to(t.dtype) for by, t in zip(sums.unbind(1), (A, D, dt_bias), strict=True)]
     dinitial = None if initial_state is None else dinitial.to(initial_state.dtype)
     return dxbc, ddt, *by_head, None, dinitial, None, None
 
@@ -173,7 +173,8 @@ def _backward(ctx, dy: Tensor, dfinal: Tensor):
 scan.register_autograd(_backward, setup_context=_keep_inputs)
 
 
-def _have_kernels(xbc: Tensor, heads: int, groups: int, state_size: int) -> bool:
+def have_kernels(xbc: Tensor, heads: int, groups: int, state_size: int) -> bool:
+    """Says whether the kernels can have what `ssd_packed` is given."""
     if not xbc.is_cuda or xbc.dtype not in _DTYPES or xbc.shape[1] == 1:
         return False
     head_dim = (xbc.shape[-1] - 2 * groups * state_size) // heads

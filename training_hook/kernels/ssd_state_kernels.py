@@ -254,7 +254,7 @@ def carry_forward(inputs: Inputs, decays: Tensor, chunk: int) -> tuple[Tensor, T
 
 
 def carry_back(
-    inputs: Inputs, decays: Tensor, dy: Tensor, dfinal: Tensor, chunk: int
+    inputs: Inputs, decays: Tensor, dy: Tensor, dfinal: Tensor | None, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Carries gradients by states from the last chunk to the first, like `carry_forward`.
 

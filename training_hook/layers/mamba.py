@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from training_hook.config import HybridConfig
 from training_hook.convolution import CausalConvolution
 from training_hook.documents import Documents
+from training_hook.kernels.mamba_operators import mix, mixes_at_once
 from training_hook.kernels.ssd_operators import ssd_packed
 from training_hook.linear import make_linear
 from training_hook.norm import GatedGroupNorm
@@ -52,15 +53,35 @@ class Mamba(nn.Module):
         self, hidden: Tensor, documents: Documents | None, state: MambaState | None
     ) -> tuple[Tensor, MambaState | None, Tensor | None]:
         """Mixes (batch, length, hidden_size) along the length."""
-        config = self.config
         shape = hidden.shape[:2]
-        gate, xbc, dt = self._project(hidden)
+        parts = [
+            part.unflatten(0, shape) for part in self.in_proj.forward_parts(hidden.flatten(0, 1))
+        ]
         document_ids = None if documents is None else documents.ids
+        if state is None and len(parts) == 1 and self._mixes_at_once(parts[0]):
+            y = self._mix_at_once(parts[0], document_ids)
+        else:
+            y, state = self._mix(parts, document_ids, state)
+        return self.out_proj(y.flatten(0, 1)).unflatten(0, shape), state, None
+
+    def _mix(
+        self, parts: list[Tensor], document_ids: Tensor | None, state: MambaState | None
+    ) -> tuple[Tensor, MambaState | None]:
+        """Returns y before the last projection, and the state after it if one was given."""
+        config, sizes = self.config, [self.split_sizes]
+        if len(parts) > 1:
+            # dt is split where it is alone, too: that lays out its gradient in rows
+            sizes = [self.split_sizes[:2], self.split_sizes[2:]]
+        gate, xbc, dt = (
+            column
+            for part, widths in zip(parts, sizes, strict=True)
+            for column in part.split(widths, dim=-1)
+        )
         xbc, convolution = self.conv1d(xbc, document_ids, state.convolution if state else None)
         y, ssm = ssd_packed(
             xbc,
             dt,
-            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
+            self._rates(),
             self.D,
             self.dt_bias,
             config.n_groups,
@@ -69,22 +90,34 @@ class Mamba(nn.Module):
             document_ids,
             state.ssm if state else None,
         )
-        y = self.norm(y, gate)
-        y = self.out_proj(y.flatten(0, 1)).unflatten(0, shape)
-        return y, MambaState(convolution, ssm) if state else None, None
+        return self.norm(y, gate), MambaState(convolution, ssm) if state else None
 
-    def _project(self, hidden: Tensor) -> list[Tensor]:
-        """Returns the gate, what is convolved and dt, each (batch, length, its size)."""
-        parts = self.in_proj.forward_parts(hidden.flatten(0, 1))
-        sizes = (
-            [self.split_sizes] if len(parts) == 1 else [self.split_sizes[:2], self.split_sizes[2:]]
+    def _mixes_at_once(self, projected: Tensor) -> bool:
+        config = self.config
+        sizes = config.conv_kernel, config.n_groups, config.ssm_state_size
+        return mixes_at_once(projected, self.split_sizes, *sizes)
+
+    def _mix_at_once(self, projected: Tensor, document_ids: Tensor | None) -> Tensor:
+        config, conv = self.config, self.conv1d
+        y, *_ = mix(
+            projected,
+            conv.weight,
+            conv.bias,
+            self._rates(),
+            self.D,
+            self.dt_bias,
+            self.norm.weight,
+            document_ids,
+            config.n_groups,
+            config.ssm_state_size,
+            self.norm.epsilon,
         )
-        # dt is split where it is alone, too: that lays out its gradient in rows
-        return [
-            column
-            for part, widths in zip(parts, sizes, strict=True)
-            for column in part.unflatten(0, hidden.shape[:2]).split(widths, dim=-1)
-        ]
+        return y
+
+    def _rates(self) -> Tensor:
+        """Returns A, the rates of decay, (heads,)."""
+        exact = torch.promote_types(self.A_log.dtype, torch.float32)
+        return -torch.exp(self.A_log.to(exact))
 
     def initial_state(self, batch: int, dtype: torch.dtype) -> MambaState:
         """Returns the state before the first token."""
