@@ -13,7 +13,7 @@ Inputs, outputs and gradients between layers stay in the model's dtype; gradient
 out of the product in the weight's own FP32. A weight's cast is given: the training loop makes it
 once a step for all micro batches (`linear`). What is kept for the backward pass are the transposed
 casts, half of what BF16 keeps. With 8 micro batches of 16k tokens a step a model of 1.05 B does
-108 k tokens/s by tensor on an H200 where BF16 does 91 k (benchmarks/results/bench_gpu.json); the
+109 k tokens/s by tensor on an H200 where BF16 does 93 k (benchmarks/results/bench_gpu.json); the
 last of 300 losses of one of 154 M differ from BF16's by 0.04% at most (fp8_gpu.json).
 
 Sources: "fp8_tensor" Nemotron-H, arXiv:2504.03624; "fp8_block" Nemotron Nano 2, arXiv:2508.14444,

@@ -7,9 +7,9 @@ reshards them (`training_hook.shards`). What is estimated: the inputs of product
 convolutions, scans and attention that one micro batch keeps for the backward pass of compiled
 layers, and a chunk of the head's logits.
 
-Of a hybrid of 1.05 B with 2 * 8,192 tokens a micro batch 37.70 GiB are estimated in BF16 and 35.32
-by "fp8_tensor", where an H200 measured 39.46 and 36.96 (benchmarks/results/bench_gpu.json): 4.5%
-and 4.4% too low, for temporary tensors and what the allocator cannot use again. Without compiling
+Of a hybrid of 1.05 B with 2 * 8,192 tokens a micro batch 37.20 GiB are estimated in BF16 and 34.82
+by "fp8_tensor", where an H200 measured 37.77 and 35.27 (benchmarks/results/bench_gpu.json): 1.5%
+and 1.3% too low, for temporary tensors and what the allocator cannot use again. Without compiling
 more is kept. So the estimate warns, and never refuses; what is certain is 17.36 of them.
 """
 

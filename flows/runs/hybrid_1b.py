@@ -1,7 +1,7 @@
 """A hybrid of 1.05 billion parameters for one H100 or H200: 26 layers, two of them attention.
 
-Its 24 other layers alternate Mamba-2 and MLP. In FP8 with 16k tokens a micro batch it keeps 37 GiB;
-on an H200 it does 108 k tokens/s, and 91 k in BF16 (benchmarks/results/bench_gpu.json).
+Its 24 other layers alternate Mamba-2 and MLP. In FP8 with 16k tokens a micro batch it keeps 35 GiB;
+on an H200 it does 109 k tokens/s, and 93 k in BF16 (benchmarks/results/bench_gpu.json).
 """
 
 from training_hook.config import HybridConfig
