@@ -68,7 +68,7 @@ class Linear(nn.Module):
                 autograd and whatever waits for a gradient there.
         """
         self._hold_copy(self.weight, dtype)
-        if adds and self.held_copy is not None:
+        if adds and self.held_copy is not None and self.weight.requires_grad:
             if self.weight.grad is None:
                 self.weight.grad = torch.zeros_like(self.weight)
             self.total = self.weight.grad

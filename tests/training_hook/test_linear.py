@@ -104,6 +104,10 @@ def test_products_that_add_are_those_of_plain_layers_in_a_narrower_dtype():
             assert product.total is None
             assert product.weight.grad is None or not product.weight.grad.any()
             product.weight.grad = None
+    model.compute_dtype = torch.bfloat16
+    products[0].weight.requires_grad_(False)
+    with model.held_weights(adds=True):
+        assert products[0].weight.grad is products[0].total is None
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in ALL if recipe != "fp8_delayed"])
