@@ -28,6 +28,7 @@ from benchmarks import kernel_rows, peer_float8, peer_nemotron, peer_scan
 from benchmarks.training_runs import short_1b, tiny_1b, transformer_of
 from benchmarks.training_steps import TimedTraining, fresh_model
 from mixtures.plan import Plan
+from training_hook.determinism import deterministic_algorithms
 from training_hook.device import energy_counter
 from training_hook.model import num_parameters
 from training_hook.run import PretrainRun
@@ -48,6 +49,9 @@ class Row:
     """Attention and MLP alone, as wide and with as many parameters as the hybrid."""
     peer: str = ""
     """Whose part stands in for ours."""
+    deterministic: bool = False
+    by_default: bool = True
+    """Otherwise only where it is named."""
     micro_batches: tuple[int, ...] = (8,)
     profile: bool = False
     wanted: int = 0
@@ -72,6 +76,12 @@ ROWS = {
     "torchao_transformer": Row(
         "Transformer, torchao's float8 by tensor", transformer=True, peer="torchao tensorwise"
     ),
+    "bf16_deterministic": Row(
+        "ours, BF16, deterministic", deterministic=True, by_default=False, profile=True
+    ),
+    "fp8_deterministic": Row(
+        "ours, FP8, deterministic", "fp8_tensor", deterministic=True, by_default=False, profile=True
+    ),
     "nemotron_h": Row("transformers' NemotronH, BF16", peer="transformers", gib=inf),
 }
 
@@ -81,7 +91,7 @@ def run_of(row: Row, tiny: bool) -> PretrainRun:
     run = tiny_1b() if tiny else short_1b()
     if row.transformer:
         run = transformer_of(run)
-    return replace(run, name=row.what, linear_recipe=row.recipe)
+    return replace(run, name=row.what, linear_recipe=row.recipe, deterministic=row.deterministic)
 
 
 def prepare(
@@ -150,11 +160,12 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
     try:
-        measure = measurement(options.row, options, device)
-        print("ready", file=answers, flush=True)
-        if not sys.stdin.readline():
-            return 1  # whoever was to say when is gone
-        record = measure()
+        with deterministic_algorithms(ROWS[options.row].deterministic):
+            measure = measurement(options.row, options, device)
+            print("ready", file=answers, flush=True)
+            if not sys.stdin.readline():
+                return 1  # whoever was to say when is gone
+            record = measure()
     except Exception:
         record = {"error": traceback.format_exc()}
     options.out.write_text(json.dumps(record, indent=1) + "\n")
