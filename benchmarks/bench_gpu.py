@@ -8,6 +8,9 @@ by side, with the compilers' caches on disk in common; then each is measured whi
 Every record is in FOLDER/bench_gpu.json as soon as it is there, failures with their traceback, and
 the same command goes on where it stopped. It ends with a table. The exit code is 1 if a row failed.
 
+`--only bf16 bf16_deterministic` says what deterministic algorithms cost; rows like the latter do
+not run unless they are named.
+
 Without --mixture the text of the installed packages is tokenized and mixed; without --peers they
 are installed into FOLDER/peers, for which a network is needed.
 """

@@ -1,4 +1,4 @@
-"""Deterministic algorithms: the same run on the same GPU gives the same bits, and is slower.
+"""Deterministic algorithms: the same run on the same GPU gives the same bits.
 
 Our own kernels add in a fixed order anyway; what is left are PyTorch's operators that add by
 atomics, cuBLAS, which may split a sum otherwise from call to call, and the compiler, which measures
