@@ -214,7 +214,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/bench_gpu"))
     parser.add_argument("--mixture", type=Path, help="of `gristmill mix`, 8,192 tokens a sequence")
     parser.add_argument("--peers", type=Path, help="of `python -m benchmarks.peers FOLDER`")
-    usual = tuple(name for name, row in ROWS.items() if row.by_default)
+    usual = tuple(name for name, row in ROWS.items() if not row.deterministic)
     parser.add_argument("--only", nargs="+", choices=tuple(ROWS), default=usual)
     parser.add_argument("--commit", help="commit of this tree, where git cannot be asked")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, on the CPU")
