@@ -45,16 +45,22 @@ class LocalModel:
         return best, {"en": pairs.get("en", 0.0)}
 
 
+def language_filter() -> LanguageFilter:
+    """Returns datatrove's filter of English with our copy of its model."""
+    # it asks for a fork of fasttext by the distribution's name; the official one does the same
+    LanguageFilter._requires_dependencies = []
+    peer = LanguageFilter(["en"], language_threshold=0.65)
+    peer.model = LocalModel()
+    return peer
+
+
 def main(corpus: str, out: str) -> None:
     """Runs filters and the three stages of exact dedup; prints counts as JSON."""
     config = ExactDedupConfig(content_getter=lambda doc: doc.text)
-    LanguageFilter._requires_dependencies = []  # it asks for a fork of fasttext by name
-    language = LanguageFilter(["en"], language_threshold=0.65)
-    language.model = LocalModel()
     stages = [
         [
             ParquetReader(corpus, glob_pattern="*.parquet"),
-            language,
+            language_filter(),
             GopherQualityFilter(),
             GopherRepetitionFilter(),
             ParquetWriter(f"{out}/filtered", compression="zstd"),
