@@ -9,22 +9,11 @@ from datatrove.utils.text import PUNCTUATION_SET
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.filters_decisions import QUALITY_REASONS
 from filters.gopher_quality import GopherQuality
 from pipelines.step import broken
 
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
-REASONS = {
-    "gopher_short_doc": "too_few_words",
-    "gopher_long_doc": "too_many_words",
-    "gopher_below_avg_threshold": "words_too_short",
-    "gopher_above_avg_threshold": "words_too_long",
-    "gopher_too_many_hashes": "too_many_hash_signs",
-    "gopher_too_many_ellipsis": "too_many_ellipses",
-    "gopher_too_many_bullets": "too_many_bullet_lines",
-    "gopher_too_many_end_ellipsis": "too_many_ellipsis_lines",
-    "gopher_below_alpha_threshold": "too_few_alpha_words",
-    "gopher_enough_stop_words": "too_few_stop_words",
-}
 PROSE = "the quick brown fox and that lazy dog have been to the market of words with us " * 4
 # Few words keep generated texts near the thresholds.
 SMALL = GopherQuality(min_words=3, max_words=12)
@@ -50,7 +39,7 @@ def peer_verdicts(texts, **settings) -> list[str | None]:
     """datatrove's first reason; its words must be patched to white-space words before."""
     peer = oracle.GopherQualityFilter(**settings)
     verdicts = [peer.filter(Document(text=text, id="0")) for text in texts]
-    return [None if verdict is True else REASONS[verdict[1]] for verdict in verdicts]
+    return [None if verdict is True else QUALITY_REASONS[verdict[1]] for verdict in verdicts]
 
 
 @pytest.fixture(autouse=True)

@@ -10,20 +10,12 @@ from datatrove.pipeline.filters import gopher_repetition_filter as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.filters_decisions import REPETITION_REASONS
 from filters.gopher_repetition import GopherRepetition
 from pipelines.step import broken
 
 ODD = " \t\n\r\x0b\x1c\x85\xa0\u2028\u3000"
 RATIOS = GopherRepetition.adds.names[1:]
-REASONS = {
-    "empty": "empty_text",
-    "dup_para_frac": "duplicate_paragraphs",
-    "dup_para_char_frac": "duplicate_paragraph_characters",
-    "dup_line_frac": "duplicate_lines",
-    "dup_line_char_frac": "duplicate_line_characters",
-    **{f"top_{n}_gram": f"top_{n}_gram_characters" for n in (2, 3, 4)},
-    **{f"duplicated_{n}_n_grams": f"duplicate_{n}_gram_characters" for n in range(5, 11)},
-}
 
 
 def ratios_of(text: str) -> list[float]:
@@ -105,7 +97,7 @@ def test_ratios_and_verdicts_of_real_files_are_datatroves(monkeypatch):
     wanted = []
     for text in texts:
         verdict = peer.filter(Document(text=text, id="0"))
-        wanted.append(None if verdict is True else REASONS[verdict[1]])
+        wanted.append(None if verdict is True else REPETITION_REASONS[verdict[1]])
     assert first_broken(judged(texts)) == wanted
     assert len(set(wanted)) > 5
 
